@@ -1,0 +1,1 @@
+"""Experiments: study files, composition, command line, report; nothing imports it."""

@@ -1,0 +1,107 @@
+"""Fidelities: the rungs that can be trained, ordered by cost, and what they cost.
+
+Rungs of one model shape nest: training to a rung passes all rungs below it, so one
+run yields an observation at each, and a run can be continued to a higher rung.
+
+Costs are nominal (FLOPs plus a fixed part per run) in units of one run at the top
+rung, so that they are the same on every machine. Measured seconds are recorded
+beside them and never decide anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """One rung of the ladder.
+
+    Attributes:
+        name: Unique within the ladder.
+        model: Name of the model shape; rungs with equal `model` nest.
+        num_params: Active parameters of the proxy.
+        num_tokens: Training tokens.
+        flops: Training FLOPs of one run from scratch.
+        cost: Charge of one run from scratch, fixed part included; the top rung costs 1.
+    """
+
+    name: str
+    model: str
+    num_params: int
+    num_tokens: int
+    flops: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """All rungs, cheapest first; the last is the target.
+
+    Attributes:
+        rungs: In order of strictly increasing cost.
+        fixed_cost: Part of every charge that does not depend on length, in top-rung runs.
+    """
+
+    rungs: tuple[Fidelity, ...]
+    fixed_cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.rungs:
+            raise ConfigError("ladder must have at least one rung; add one such as {name: top, tokens: 512000}")
+        names = [rung.name for rung in self.rungs]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"ladder: rung names must be unique, got {names}; rename one")
+        costs = [rung.cost for rung in self.rungs]
+        if any(b <= a for a, b in zip(costs, costs[1:], strict=False)):
+            raise ConfigError(
+                f"ladder: rungs must become more expensive from first to last, got costs {[round(c, 4) for c in costs]}; reorder them or change tokens or depth"
+            )
+
+    @classmethod
+    def from_flops(cls, rungs: list[tuple[str, str, int, int, float]], fixed_cost: float) -> Ladder:
+        """Price rungs given as (name, model, params, tokens, FLOPs); the last costs 1."""
+        top = rungs[-1][-1]
+        priced = [
+            Fidelity(name, model, params, tokens, flops, fixed_cost + (1 - fixed_cost) * flops / top)
+            for name, model, params, tokens, flops in rungs
+        ]
+        return cls(tuple(priced), fixed_cost)
+
+    def __iter__(self) -> Iterator[Fidelity]:
+        return iter(self.rungs)
+
+    def __len__(self) -> int:
+        return len(self.rungs)
+
+    def __getitem__(self, name: str) -> Fidelity:
+        for rung in self.rungs:
+            if rung.name == name:
+                return rung
+        raise ConfigError(f"unknown rung {name!r}; the ladder has {', '.join(r.name for r in self.rungs)}")
+
+    @property
+    def target(self) -> Fidelity:
+        """The most expensive rung: what predictions and the recommendation are about."""
+        return self.rungs[-1]
+
+    def nested(self, name: str, *, above: str | None = None) -> tuple[Fidelity, ...]:
+        """Return the rungs a run to `name` passes, itself last, beyond those of `above`."""
+        end = self[name]
+        start = self[above].num_tokens if above else 0
+        return tuple(r for r in self.rungs if r.model == end.model and start < r.num_tokens <= end.num_tokens)
+
+    def price(self, name: str, *, start: str | None = None) -> float:
+        """Return the charge of a run to `name`, from scratch or continued from rung `start`."""
+        if start is None:
+            return self[name].cost
+        return self[name].cost - self[start].cost + self.fixed_cost
+
+    def position(self, name: str) -> float:
+        """Return the rung's place on the log-cost axis: 0 the cheapest, 1 the target."""
+        low, high = math.log(self.rungs[0].cost), math.log(self.target.cost)
+        return 1.0 if high == low else (math.log(self[name].cost) - low) / (high - low)

@@ -1,0 +1,86 @@
+"""What an optimizer answers: proposals, predictions and a recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .mixture import Array, Mixture
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A (mixture, rung) to train next.
+
+    Attributes:
+        mixture: What to train on.
+        fidelity: Name of the rung to train to.
+        value: Acquisition value per cost (expected gain per top-rung run), or None.
+        reason: Why, in words.
+        parent: Id of a finished trial to continue (same mixture), or None.
+        parent_fidelity: Rung the parent reached, or None.
+        proposed_by: Name of the optimizer, or of what replaced it.
+    """
+
+    mixture: Mixture
+    fidelity: str
+    value: float | None
+    reason: str
+    parent: str | None = None
+    parent_fidelity: str | None = None
+    proposed_by: str = ""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted columns of M mixtures at one rung, averaged over seeds.
+
+    Attributes:
+        fidelity: Name of the rung.
+        mean: {column: (M,)}, columns `loss/<name>` in nats per token and `objective`.
+        std: {column: (M,)} standard deviations of the same.
+    """
+
+    fidelity: str
+    mean: Mapping[str, Array]
+    std: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The mixture to use, and how sure the search is.
+
+    Attributes:
+        mixture: The recommended weights.
+        fidelity: The rung the prediction is about.
+        mean: {column: predicted mean}, `objective` in the objective's unit.
+        std: {column: standard deviation of the prediction}.
+        regret_bound: Objective units; with probability 0.95 no feasible mixture is
+            better by more, under the surrogate. None where the optimizer has none.
+        support: Ids of the trials it rests on.
+        recommended_by: Name of the optimizer.
+        reason: How it was chosen, in words.
+    """
+
+    mixture: Mixture
+    fidelity: str
+    mean: Mapping[str, float]
+    std: Mapping[str, float]
+    regret_bound: float | None
+    support: tuple[str, ...]
+    recommended_by: str
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        data = {key: value for key, value in vars(self).items() if key != "mixture"}
+        return {**data, "support": list(self.support), "weights": self.mixture.as_dict()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recommendation:
+        """Rebuild a recommendation from `to_json`."""
+        fields = {key: value for key, value in data.items() if key != "weights"}
+        weights = data["weights"]
+        mixture = Mixture.from_mapping(list(weights), weights)
+        return cls(**{**fields, "mixture": mixture, "support": tuple(data["support"])})

@@ -1,0 +1,1 @@
+"""Proxies: small MoE language models, trained and measured."""

@@ -1,0 +1,1 @@
+"""Search: optimizers that decide which (mixture, fidelity) to train next."""
