@@ -6,13 +6,14 @@ from .fidelity import Fidelity, Ladder
 from .mixture import Domain, Mixture
 from .objective import EvalSet, Objective
 from .observation import History, Observation, Role, Status, Trial
-from .proposal import Prediction, Proposal, Recommendation
+from .proposal import Contender, Prediction, Proposal, Recommendation
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",
     "Constraints",
+    "Contender",
     "Domain",
     "EvalSet",
     "Fidelity",

@@ -60,7 +60,9 @@ class Constraints:
         for group in self.groups:
             unknown = [name for name in group.domains if name not in self.domains]
             if unknown:
-                raise ConfigError(f"constraints.groups: unknown domain {unknown[0]!r}; the study's domains are {', '.join(self.domains)}")
+                raise ConfigError(
+                    f"constraints.groups: unknown domain {unknown[0]!r}; the study's domains are {', '.join(self.domains)}"
+                )
         self._check_feasible()
 
     @classmethod
@@ -85,7 +87,9 @@ class Constraints:
         names = [domain.name for domain in domains]
         unknown = [name for name in bounds if name not in names]
         if unknown:
-            raise ConfigError(f"constraints.bounds: unknown domain {unknown[0]!r}; the study's domains are {', '.join(names)}")
+            raise ConfigError(
+                f"constraints.bounds: unknown domain {unknown[0]!r}; the study's domains are {', '.join(names)}"
+            )
         lower = np.array([bounds.get(name, (0.0, 1.0))[0] for name in names])
         upper = np.array([bounds.get(name, (0.0, 1.0))[1] for name in names])
         if target_tokens and max_epochs:
@@ -195,4 +199,6 @@ class Constraints:
             )
         if not self._solve(np.zeros(len(self.domains))).success:
             groups = "; ".join(f"{g.minimum:g} <= {' + '.join(g.domains)} <= {g.maximum:g}" for g in self.groups)
-            raise ConfigError(f"constraints: no mixture satisfies the bounds together with the groups ({groups}); relax one")
+            raise ConfigError(
+                f"constraints: no mixture satisfies the bounds together with the groups ({groups}); relax one"
+            )

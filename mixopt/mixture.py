@@ -98,7 +98,9 @@ class Mixture:
         values = np.asarray(weights, dtype=np.float64)
         total = float(values.sum())
         if not np.isfinite(total) or total <= 0:
-            raise MixtureError(f"weights to normalize must have a positive sum, got {total:g}; give at least one positive weight")
+            raise MixtureError(
+                f"weights to normalize must have a positive sum, got {total:g}; give at least one positive weight"
+            )
         return cls(tuple(domains), values / total)
 
     @classmethod
@@ -136,7 +138,9 @@ class Mixture:
             except ValueError:
                 number = float("nan")
             if not equals or not np.isfinite(number):
-                raise MixtureError(f"expected DOMAIN=WEIGHT with a number, got {part!r}; write for example web=0.6,code=0.4")
+                raise MixtureError(
+                    f"expected DOMAIN=WEIGHT with a number, got {part!r}; write for example web=0.6,code=0.4"
+                )
             if name in weights:
                 raise MixtureError(f"domain {name!r} is given twice in {text!r}; name it once")
             weights[name] = number

@@ -70,7 +70,11 @@ class Objective:
 
     @classmethod
     def parse(
-        cls, expression: str | Mapping[str, float], available: Sequence[str], *, unit: str = "nats_per_token",
+        cls,
+        expression: str | Mapping[str, float],
+        available: Sequence[str],
+        *,
+        unit: str = "nats_per_token",
         eval_sets: Iterable[EvalSet] = (),
     ) -> Objective:
         """Resolve an expression against the columns of a study or table.
@@ -99,17 +103,23 @@ class Objective:
         if len(set(columns)) != len(columns):
             raise ConfigError(f"objective.expression: a column is named twice in {expression!r}; name each once")
         if not columns or not np.all(np.isfinite(weights)) or not np.any(weights):
-            raise ConfigError(f"objective.expression: {expression!r} selects no column with a finite weight; name at least one")
+            raise ConfigError(
+                f"objective.expression: {expression!r} selects no column with a finite weight; name at least one"
+            )
         return cls(tuple(columns), np.asarray(weights, dtype=np.float64), reduction, unit, str(expression))
 
     def value(self, columns: Mapping[str, Array | float]) -> Array:
         """Return the objective of columns given as numbers or equally shaped arrays."""
-        terms = np.stack([w * np.asarray(columns[name]) for name, w in zip(self.columns, self.weights, strict=True)], axis=-1)
+        terms = np.stack(
+            [w * np.asarray(columns[name]) for name, w in zip(self.columns, self.weights, strict=True)], axis=-1
+        )
         return np.asarray(terms.sum(-1) if self.reduction == "sum" else terms.max(-1), dtype=np.float64)
 
     def gradient(self, columns: Mapping[str, Array | float]) -> Array:
         """Return the (sub)gradient with respect to the columns, shape (..., J)."""
-        terms = np.stack([w * np.asarray(columns[name]) for name, w in zip(self.columns, self.weights, strict=True)], axis=-1)
+        terms = np.stack(
+            [w * np.asarray(columns[name]) for name, w in zip(self.columns, self.weights, strict=True)], axis=-1
+        )
         if self.reduction == "sum":
             return np.broadcast_to(self.weights, terms.shape).copy()
         return np.where(np.arange(len(self.columns)) == terms.argmax(-1, keepdims=True), self.weights, 0.0)

@@ -84,3 +84,30 @@ class Recommendation:
         weights = data["weights"]
         mixture = Mixture.from_mapping(list(weights), weights)
         return cls(**{**fields, "mixture": mixture, "support": tuple(data["support"])})
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A mixture that is compared in validation runs, with what was predicted for it.
+
+    Attributes:
+        label: `recommended`, `natural`, `uniform` or a user's name.
+        mixture: Its weights.
+        mean: {column: predicted mean at the target rung}.
+        std: {column: standard deviation of the prediction}.
+    """
+
+    label: str
+    mixture: Mixture
+    mean: Mapping[str, float]
+    std: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"label": self.label, "weights": self.mixture.as_dict(), "mean": dict(self.mean), "std": dict(self.std)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Contender:
+        """Rebuild a contender from `to_json`."""
+        weights = data["weights"]
+        return cls(data["label"], Mixture.from_mapping(list(weights), weights), data["mean"], data["std"])

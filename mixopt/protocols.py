@@ -1,10 +1,10 @@
 """The seams of the house: what is passed in, and what it must do.
 
-    Optimizer   history -> proposals, predictions, a recommendation (keeps nothing)
-    Predictor   mixtures -> losses without training (the MDE and its relatives)
-    Evaluator   a stack of trials -> their results, inside a worker
-    Executor    where evaluators run: this process, or Ray
-    Tracker     shows the ledger elsewhere; nothing reads from it
+Optimizer   history -> proposals, predictions, a recommendation (keeps nothing)
+Predictor   mixtures -> losses without training (the MDE and its relatives)
+Evaluator   a stack of trials -> their results, inside a worker
+Executor    where evaluators run: this process, or Ray
+Tracker     shows the ledger elsewhere; nothing reads from it
 """
 
 from __future__ import annotations

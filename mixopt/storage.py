@@ -1,0 +1,162 @@
+"""The run directory: where things lie, and writes that are whole or not there.
+
+A result file carries a checksum of its content; one that does not match is treated
+as absent, so its job is done again. Only local and shared file systems for now.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ResourceError, StudyError
+from .identity import fingerprint
+
+logger = logging.getLogger(__name__)
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def explained_errors(path: Path) -> Iterator[None]:
+    """Translate a full disk or missing permission into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            free = shutil.disk_usage(_existing_parent(path)).free
+            raise ResourceError(
+                f"no disk space left to write {path} ({free / 1e6:.0f} MB free); free some and run the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise ResourceError(f"cannot write {path}: {error.strerror}; choose another place with --dir") from error
+        raise
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the file system that holds (or will hold) `path`."""
+    return shutil.disk_usage(_existing_parent(path)).free
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that replaces it if the block succeeds."""
+    with explained_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data atomically, with a checksum that `read_json` verifies."""
+    write_text(path, json.dumps({"checksum": fingerprint(value), "value": value}, allow_nan=False))
+
+
+def read_json(path: Path) -> Any | None:
+    """Return what `write_json` wrote, or None where it is missing or damaged (with a warning)."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["checksum"] == fingerprint(data["value"]):
+            return data["value"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    logger.warning("file damaged path=%s; it is ignored and made again", path)
+    return None
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths inside one study's run directory."""
+
+    path: Path
+
+    @property
+    def ledger(self) -> Path:
+        """The append-only ledger."""
+        return self.path / "study.jsonl"
+
+    @property
+    def config(self) -> Path:
+        """The resolved study file."""
+        return self.path / "study.yaml"
+
+    @property
+    def tokens(self) -> Path:
+        """Tokenizer and token shards."""
+        return self.path / "tokens"
+
+    @property
+    def mixture(self) -> Path:
+        """The recommended mixture."""
+        return self.path / "mixture.yaml"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / "report" / "report.html"
+
+    def expert(self, domain: str) -> Path:
+        """Index entry of a domain's data expert."""
+        return self.path / "experts" / f"{domain}.json"
+
+    def score(self, key: str) -> Path:
+        """Token log-probabilities of one expert on one evaluation set."""
+        return self.path / "scores" / f"{key}.npy"
+
+    def trial(self, trial_id: str) -> Path:
+        """Folder of one trial: its state and curve."""
+        return self.path / "trials" / trial_id
+
+    def job(self, fingerprint_: str) -> Path:
+        """Folder of one job: checkpoint while it runs, result when done."""
+        return self.path / "jobs" / fingerprint_
+
+    def result(self, fingerprint_: str) -> Path:
+        """Content-hashed result file of one job."""
+        return self.job(fingerprint_) / "result.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the study for one driver; a second one is refused at once."""
+        with explained_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StudyError(
+                    f"another mixopt process is running the study in {self.path}; wait for it or stop it first"
+                ) from error
+            yield

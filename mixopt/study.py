@@ -1,0 +1,397 @@
+"""The study: an append-only ledger, and all that follows from it.
+
+Every line of `study.jsonl` is one event with a checksum. The state (trials and
+their status, observations, recommendation) is a fold over the events, so resume,
+recovery and replay need no code of their own. Only the driver appends.
+
+    study      what is searched: domains, evaluation sets, ladder, objective
+    propose    a batch of trials, whole or not there
+    status     trials that started, failed or were given up
+    result     one trial's observations
+    stop       why the search ended
+    recommend  the recommended mixture
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import StudyChangedError, StudyError
+from .fidelity import Fidelity, Ladder
+from .identity import fingerprint
+from .mixture import Domain
+from .objective import EvalSet, Objective
+from .observation import History, Observation, Role, Status, Trial
+from .proposal import Contender, Recommendation
+from .protocols import TrialResult
+from .storage import RunDirectory, explained_errors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a study is about; a new one is appended whenever it changes.
+
+    Attributes:
+        name: The study's name.
+        seed: Root of all randomness.
+        domains: K domains with sizes and fingerprints.
+        eval_sets: Evaluation sets with sizes and fingerprints.
+        ladder: Rungs with costs.
+        tokenizer: Fingerprint of the tokenizer file.
+        objective: Expression (text or mapping) and unit.
+        budget: Of the search, in runs of the top rung.
+        experts_fidelity: Rung whose experts feed the MDE.
+    """
+
+    name: str
+    seed: int
+    domains: tuple[Domain, ...]
+    eval_sets: tuple[EvalSet, ...]
+    ladder: Ladder
+    tokenizer: str
+    objective: Mapping[str, Any]
+    budget: float
+    experts_fidelity: str
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """K names in the order of the weights."""
+        return tuple(domain.name for domain in self.domains)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Header:
+        """Rebuild a header from `to_json`."""
+        rungs = tuple(Fidelity(**rung) for rung in data["ladder"]["rungs"])
+        return cls(
+            **{
+                **data,
+                "domains": tuple(Domain(**d) for d in data["domains"]),
+                "eval_sets": tuple(EvalSet(**e) for e in data["eval_sets"]),
+                "ladder": Ladder(rungs, data["ladder"]["fixed_cost"]),
+            }
+        )
+
+    def data_changes(self, new: Header) -> list[str]:
+        """Describe in words how the data of `new` differ from this header's."""
+        lines = []
+        for kind, old_items, new_items in (
+            ("domain", self.domains, new.domains),
+            ("evaluation set", self.eval_sets, new.eval_sets),
+        ):
+            before = {item.name: item for item in old_items}
+            after = {item.name: item for item in new_items}
+            lines += [f"{kind} {name} was removed" for name in before if name not in after]
+            lines += [f"{kind} {name} is new" for name in after if name not in before]
+            lines += [
+                f"{kind} {name} changed ({before[name].num_tokens:,} -> {after[name].num_tokens:,} tokens)"
+                for name in after
+                if name in before and before[name].fingerprint != after[name].fingerprint
+            ]
+        if self.tokenizer != new.tokenizer:
+            lines.append("the tokenizer changed")
+        old_rungs = {rung.name: rung for rung in self.ladder}
+        lines += [
+            f"rung {rung.name} changed"
+            for rung in new.ladder
+            if rung.name in old_rungs
+            and (old_rungs[rung.name].model, old_rungs[rung.name].num_tokens) != (rung.model, rung.num_tokens)
+        ]
+        return lines
+
+
+class Study:
+    """One study's ledger and the state that follows from it.
+
+    Args:
+        directory: The run directory.
+
+    Raises:
+        StudyError: If the ledger is damaged in the middle (a torn last line is dropped).
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.files = RunDirectory(Path(directory))
+        self.headers: list[Header] = []
+        self.recommendation: Recommendation | None = None
+        self.contenders: tuple[Contender, ...] = ()
+        self.stopped: str | None = None
+        self._trials: dict[str, tuple[Trial, int]] = {}
+        self._observations: dict[tuple[str, str], tuple[Observation, int]] = {}
+        self._size = 0
+        for event in self._read():
+            self._apply(event)
+
+    # --- reading -------------------------------------------------------------
+
+    @property
+    def header(self) -> Header:
+        """The newest header."""
+        if not self.headers:
+            raise StudyError(f"{self.files.path} holds no study yet; start it with: mixopt run STUDY.yaml")
+        return self.headers[-1]
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial of the ledger, in order, as recorded."""
+        return tuple(trial for trial, _ in self._trials.values())
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """Every observation of the ledger, as recorded."""
+        return tuple(observation for observation, _ in self._observations.values())
+
+    @property
+    def objective(self) -> Objective:
+        """The objective over the study's columns."""
+        header = self.header
+        return Objective.parse(
+            header.objective["expression"],
+            [f"loss/{s.name}" for s in header.eval_sets],
+            unit=header.objective["unit"],
+            eval_sets=header.eval_sets,
+        )
+
+    def trial(self, trial_id: str) -> Trial:
+        """Return one trial; an unknown id is an error that names it."""
+        if trial_id not in self._trials:
+            raise StudyError(f"unknown trial {trial_id!r} in {self.files.ledger}")
+        return self._trials[trial_id][0]
+
+    def history(self) -> History:
+        """Return what is valid under the newest header, over its domains.
+
+        A trial that put weight on a domain since removed or changed is left out, as
+        is the loss on an evaluation set since removed or changed.
+        """
+        names = self.header.domain_names
+        trials, order = [], {}
+        for trial, version in self._trials.values():
+            if self._is_current(trial, version):
+                order[trial.id] = len(trials)
+                trials.append(_over(trial, names))
+        kept = [self._current_columns(*item) for item in self._observations.values() if item[0].trial in order]
+        rank = {rung.name: i for i, rung in enumerate(self.header.ladder)}
+        usable = [o for o in kept if o.losses and o.fidelity in rank]
+        usable.sort(key=lambda o: (order[o.trial], rank[o.fidelity]))
+        return History(tuple(trials), tuple(usable))
+
+    def value(self, observation: Observation) -> float | None:
+        """Return the objective of an observation, or None where a column is missing."""
+        columns = observation.columns()
+        objective = self.objective
+        return float(objective.value(columns)) if all(name in columns for name in objective.columns) else None
+
+    def best(self) -> tuple[Trial, float] | None:
+        """Return the search trial with the lowest measured objective at the target rung."""
+        history, target = self.history(), self.header.ladder.target.name
+        search = {trial.id: trial for trial in history.trials if trial.role is Role.SEARCH}
+        values = [
+            (value, o.trial)
+            for o in history.observations
+            if o.trial in search and o.fidelity == target and (value := self.value(o)) is not None
+        ]
+        return (search[min(values)[1]], min(values)[0]) if values else None
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the runs table: one row per observation (DESIGN section 5)."""
+        import pandas as pd
+
+        history = self.history()
+        trials = {trial.id: trial for trial in history.trials}
+        rows = []
+        for o in history.observations:
+            trial, rung = trials[o.trial], self.header.ladder[o.fidelity]
+            rows.append(
+                {
+                    "run": f"{o.trial}@{o.fidelity}", "seed": trial.seed, "parent": trial.parent, "role": str(trial.role),
+                    "fidelity": o.fidelity, "params": rung.num_params, "tokens": rung.num_tokens, "cost": rung.cost,
+                    **{f"weight/{k}": v for k, v in trial.mixture.as_dict().items()}, **o.columns(),
+                    "objective": self.value(o),
+                }
+            )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    # --- writing -------------------------------------------------------------
+
+    def begin(self, header: Header, *, accept_changes: bool = False) -> None:
+        """Record what is searched, if it differs from the newest header.
+
+        Raises:
+            StudyChangedError: If data changed and `accept_changes` is not set.
+        """
+        if self.headers:
+            if self.header.to_json() == header.to_json():
+                return
+            changes = self.header.data_changes(header)
+            if changes and not accept_changes:
+                raise StudyChangedError(
+                    f"the data differ from those {self.files.path} was run with:\n  - "
+                    + "\n  - ".join(changes)
+                    + "\nrestore them, continue with --accept-changes (only what is missing is trained), or choose another --dir"
+                )
+        self._append({"type": "study", **header.to_json()})
+
+    def propose(self, trials: Sequence[Trial]) -> None:
+        """Record a batch of trials, whole or not at all."""
+        if trials:
+            self._append({"type": "propose", "trials": [trial.to_json() for trial in trials]})
+
+    def set_status(self, trial_ids: Sequence[str], status: Status, note: str = "") -> None:
+        """Record that trials started, failed or were given up."""
+        self._append({"type": "status", "trials": list(trial_ids), "status": str(status), "note": note})
+
+    def finish(self, result: TrialResult) -> None:
+        """Record the result of one trial; the same result twice is recorded once."""
+        if self.trial(result.trial).status.finished:
+            return
+        observations = [observation.to_json() for observation in result.observations]
+        self._append(
+            {
+                "type": "result",
+                "trial": result.trial,
+                "status": str(result.status),
+                "note": result.note,
+                "observations": observations,
+            }
+        )
+
+    def stop(self, reason: str) -> None:
+        """Record why the search ended."""
+        self._append({"type": "stop", "reason": reason})
+
+    def recommend(self, recommendation: Recommendation, contenders: Sequence[Contender]) -> None:
+        """Record the recommended mixture and what was predicted for it and its rivals."""
+        rivals = [contender.to_json() for contender in contenders]
+        self._append({"type": "recommend", "recommendation": recommendation.to_json(), "contenders": rivals})
+
+    # --- the fold ------------------------------------------------------------
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        data = {key: value for key, value in event.items() if key not in ("type", "time", "crc")}
+        version = len(self.headers) - 1
+        match event["type"]:
+            case "study":
+                self.headers.append(Header.from_json(data))
+                self.stopped, self.recommendation = None, None
+            case "propose":
+                for item in data["trials"]:
+                    trial = Trial.from_json(item)
+                    if trial.id in self._trials:
+                        raise StudyError(
+                            f"trial {trial.id} is proposed twice in {self.files.ledger}; the ledger was edited"
+                        )
+                    self._trials[trial.id] = (trial, version)
+                self.stopped = None if any(t["role"] == Role.SEARCH for t in data["trials"]) else self.stopped
+            case "status":
+                for trial_id in data["trials"]:
+                    self._set(trial_id, Status(data["status"]), data["note"])
+            case "result":
+                self._set(data["trial"], Status(data["status"]), data["note"])
+                for item in data["observations"]:
+                    observation = Observation.from_json(item)
+                    self._observations[observation.key] = (observation, version)
+            case "stop":
+                self.stopped = data["reason"]
+            case "recommend":
+                self.recommendation = Recommendation.from_json(data["recommendation"])
+                self.contenders = tuple(Contender.from_json(item) for item in data["contenders"])
+            case unknown:
+                raise StudyError(
+                    f"unknown event {unknown!r} in {self.files.ledger}; it was written by a newer mixopt: upgrade"
+                )
+
+    def _set(self, trial_id: str, status: Status, note: str) -> None:
+        trial, version = self._trials[trial_id]
+        self._trials[trial_id] = (trial.with_status(status, note), version)
+
+    def _is_current(self, trial: Trial, version: int) -> bool:
+        then = {d.name: d.fingerprint for d in self.headers[version].domains}
+        now = {d.name: d.fingerprint for d in self.header.domains}
+        used = [name for name, weight in trial.mixture.as_dict().items() if weight > 0]
+        rungs = {rung.name: (rung.model, rung.num_tokens) for rung in self.header.ladder}
+        rung = self.headers[version].ladder[trial.fidelity]
+        same_tokenizer = self.headers[version].tokenizer == self.header.tokenizer
+        same_rung = rungs.get(rung.name) == (rung.model, rung.num_tokens)
+        return same_tokenizer and same_rung and all(now.get(name) == then.get(name) for name in used)
+
+    def _current_columns(self, observation: Observation, version: int) -> Observation:
+        then = {s.name: s.fingerprint for s in self.headers[version].eval_sets}
+        now = {s.name: s.fingerprint for s in self.header.eval_sets}
+        losses = {k: v for k, v in observation.losses.items() if k in now and now[k] == then.get(k)}
+        return Observation(**{**vars(observation), "losses": losses})
+
+    # --- the file ------------------------------------------------------------
+
+    def _read(self) -> list[dict[str, Any]]:
+        path = self.files.ledger
+        if not path.exists():
+            return []
+        content = path.read_bytes()
+        lines = content.split(b"\n")
+        events = []
+        for number, line in enumerate(lines, start=1):
+            if not line:
+                continue
+            event = _parse(line)
+            # Only what follows the last newline can be torn by a crash; whole or not, it was never confirmed.
+            if event is None or number == len(lines):
+                if number == len(lines):
+                    logger.warning("ledger torn path=%s line=%d; the unfinished line is dropped", path, number)
+                    break
+                raise StudyError(
+                    f"{path}, line {number}: the checksum does not match; restore a backup or cut the file before it"
+                )
+            events.append(event)
+            self._size += len(line) + 1
+        return events
+
+    def _append(self, event: dict[str, Any]) -> None:
+        event = {**event, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+        line = json.dumps({**event, "crc": fingerprint(event)}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        path = self.files.ledger
+        with explained_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                # A torn line, ours or a crashed driver's, must not run into the next one.
+                file.truncate(self._size)
+                file.seek(self._size)
+                try:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.ftruncate(file.fileno(), self._size)
+                    raise
+        self._size += len(line)
+        self._apply(json.loads(line))
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+        crc = event.pop("crc")
+    except (ValueError, AttributeError, KeyError):
+        return None
+    return event if isinstance(event, dict) and crc == fingerprint(event) else None
+
+
+def _over(trial: Trial, names: Sequence[str]) -> Trial:
+    if trial.mixture.domains == tuple(names):
+        return trial
+    return Trial(**{**vars(trial), "mixture": trial.mixture.over(list(names))})
