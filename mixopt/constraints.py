@@ -121,7 +121,7 @@ class Constraints:
         parts = [self.lower - weights, weights - self.upper, np.abs(weights.sum(-1, keepdims=True) - 1)]
         if len(limits):
             parts.append(weights @ matrix.T - limits)
-        return max(0.0, max(float(part.max()) for part in parts))
+        return max(0.0, *(float(part.max()) for part in parts))
 
     def allows(self, mixture: Mixture) -> bool:
         """Whether a mixture is feasible within 1e-7."""

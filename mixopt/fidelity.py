@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .errors import ConfigError
 
@@ -57,7 +58,7 @@ class Ladder:
         if len(set(names)) != len(names):
             raise ConfigError(f"ladder: rung names must be unique, got {names}; rename one")
         costs = [rung.cost for rung in self.rungs]
-        if any(b <= a for a, b in zip(costs, costs[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(costs)):
             raise ConfigError(
                 f"ladder: rungs must become more expensive from first to last, got costs {[round(c, 4) for c in costs]}; reorder them or change tokens or depth"
             )

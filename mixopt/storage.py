@@ -59,6 +59,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
         os.close(handle)
+        os.chmod(name, 0o644)
         temporary = Path(name)
         try:
             yield temporary

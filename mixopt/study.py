@@ -8,6 +8,7 @@ recovery and replay need no code of their own. Only the driver appends.
     propose    a batch of trials, whole or not there
     status     trials that started, failed or were given up
     result     one trial's observations
+    rescore    an observation with the losses on new evaluation sets
     stop       why the search ended
     recommend  the recommended mixture
 """
@@ -19,7 +20,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,7 @@ class Study:
         self.recommendation: Recommendation | None = None
         self.contenders: tuple[Contender, ...] = ()
         self.stopped: str | None = None
+        self.batches: list[tuple[str, ...]] = []
         self._trials: dict[str, tuple[Trial, int]] = {}
         self._observations: dict[tuple[str, str], tuple[Observation, int]] = {}
         self._size = 0
@@ -258,7 +260,7 @@ class Study:
 
     def finish(self, result: TrialResult) -> None:
         """Record the result of one trial; the same result twice is recorded once."""
-        if self.trial(result.trial).status.finished:
+        if self.trial(result.trial).status in (Status.DONE, Status.ABANDONED):
             return
         observations = [observation.to_json() for observation in result.observations]
         self._append(
@@ -270,6 +272,13 @@ class Study:
                 "observations": observations,
             }
         )
+
+    def rescore(self, observations: Sequence[Observation]) -> None:
+        """Record losses measured later, on evaluation sets that are new; kept losses stay."""
+        for observation in observations:
+            known = self._observations[observation.key][0]
+            merged = replace(known, losses={**known.losses, **observation.losses})
+            self._append({"type": "rescore", "observation": merged.to_json()})
 
     def stop(self, reason: str) -> None:
         """Record why the search ended."""
@@ -290,6 +299,7 @@ class Study:
                 self.headers.append(Header.from_json(data))
                 self.stopped, self.recommendation = None, None
             case "propose":
+                self.batches.append(tuple(item["id"] for item in data["trials"]))
                 for item in data["trials"]:
                     trial = Trial.from_json(item)
                     if trial.id in self._trials:
@@ -306,6 +316,9 @@ class Study:
                 for item in data["observations"]:
                     observation = Observation.from_json(item)
                     self._observations[observation.key] = (observation, version)
+            case "rescore":
+                observation = Observation.from_json(data["observation"])
+                self._observations[observation.key] = (observation, version)
             case "stop":
                 self.stopped = data["reason"]
             case "recommend":
@@ -334,7 +347,7 @@ class Study:
         then = {s.name: s.fingerprint for s in self.headers[version].eval_sets}
         now = {s.name: s.fingerprint for s in self.header.eval_sets}
         losses = {k: v for k, v in observation.losses.items() if k in now and now[k] == then.get(k)}
-        return Observation(**{**vars(observation), "losses": losses})
+        return replace(observation, losses=losses)
 
     # --- the file ------------------------------------------------------------
 
@@ -362,7 +375,7 @@ class Study:
         return events
 
     def _append(self, event: dict[str, Any]) -> None:
-        event = {**event, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+        event = {**event, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")}
         line = json.dumps({**event, "crc": fingerprint(event)}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         path = self.files.ledger
         with explained_errors(path):
@@ -394,4 +407,4 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 def _over(trial: Trial, names: Sequence[str]) -> Trial:
     if trial.mixture.domains == tuple(names):
         return trial
-    return Trial(**{**vars(trial), "mixture": trial.mixture.over(list(names))})
+    return replace(trial, mixture=trial.mixture.over(list(names)))

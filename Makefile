@@ -1,0 +1,56 @@
+# make run     install what is needed, then the quickstart study
+# make test    the same environment plus the test tools, then the tests
+# make setup   only the environment
+#
+# TORCH chooses another build of torch, for example:
+#   make run TORCH="torch --index-url URL"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+STUDY ?= experiments/studies/quickstart.yaml
+BIN := $(VENV)/bin
+LOG := $(VENV)/install.log
+
+.PHONY: run test setup setup-test check format bench clean
+
+run: setup
+	@$(BIN)/mixopt run $(STUDY)
+
+test: setup-test
+	@$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/.installed
+
+setup-test: $(VENV)/.installed-test
+
+# Torch goes first: an installed torch that fits keeps pip from fetching a larger build.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; choose one with PYTHON=python3.12"; exit 1; }
+	@echo "installing into $(VENV) (a few minutes the first time; details in $(LOG))"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@{ $(BIN)/python -m pip install --upgrade pip && $(BIN)/python -m pip install $(TORCH) && $(BIN)/python -m pip install -e . ; } > $(LOG) 2>&1 || { tail -n 20 $(LOG); exit 1; }
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "installing the test tools"
+	@$(BIN)/python -m pip install -e '.[dev]' >> $(LOG) 2>&1 || { tail -n 20 $(LOG); exit 1; }
+	@touch $@
+
+# Types are checked on an installed copy, because the four folders are mapped into one package.
+check:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@rm -rf build && $(BIN)/python -m pip install --quiet --no-deps --target build/checked . 2>> $(LOG)
+	MYPYPATH=build/checked $(BIN)/mypy -p mixopt
+
+format:
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup-test
+	$(BIN)/python -m pytest -m bench tests/bench
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,351 @@
+"""The composition root: from a study file to a plan, an executor and a tracker.
+
+The only place that knows all four folders. Heavy imports are inside the functions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixopt.config import BUILTIN, DomainConfig, SourceConfig, StudyConfig, dump_config, load_config
+from mixopt.constraints import Constraints, Group
+from mixopt.errors import ConfigError, StudyError
+from mixopt.fidelity import Ladder
+from mixopt.mixture import Mixture
+from mixopt.objective import Objective
+from mixopt.observation import Role, Status, Trial
+from mixopt.protocols import Executor, Optimizer, Predictor, Tracker
+from mixopt.service import RECOMMENDED, Plan
+from mixopt.storage import RunDirectory, read_json, write_text
+from mixopt.study import Header, Study
+
+if TYPE_CHECKING:
+    from mixopt.proxies.config import ProxyConfig
+    from mixopt.proxies.evaluators import ProxyEvaluator
+    from mixopt.proxies.prepare import PreparedText
+    from mixopt.proxies.text import TextSource
+
+    from mixopt.mde import MDE
+
+logger = logging.getLogger(__name__)
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+@dataclass(frozen=True)
+class Location:
+    """A study as named on the command line.
+
+    Attributes:
+        config: The study file, validated, with absolute paths.
+        directory: Its run directory.
+    """
+
+    config: StudyConfig
+    directory: Path
+
+
+def locate(study: Path, directory: Path | None = None) -> Location:
+    """Find configuration and run directory from a study file or a run directory."""
+    if study.is_dir():
+        if directory is not None and directory.resolve() != study.resolve():
+            raise ConfigError(f"{study} is a run directory already; drop --dir")
+        if not (study / "study.yaml").exists():
+            raise ConfigError(
+                f"{study} is no run directory (no study.yaml inside); give a study file or a run directory"
+            )
+        return Location(load_config(study / "study.yaml"), study.resolve())
+    config = load_config(study)
+    return Location(config, (directory or Path("runs") / config.name).resolve())
+
+
+def proxy_models(config: StudyConfig, vocab_size: int) -> dict[str, ProxyConfig]:
+    """Return {model name: shape} of all rungs."""
+    from mixopt.proxies.config import ProxyConfig
+
+    fields = config.proxy.model_dump()
+    return {
+        name: ProxyConfig(vocab_size, **{**fields, "depth": depth})
+        for name, depth in {_model_name(config, r.depth): r.depth or config.proxy.depth for r in config.ladder}.items()
+    }
+
+
+def build_ladder(config: StudyConfig, vocab_size: int) -> Ladder:
+    """Price the rungs of a study."""
+    from mixopt.proxies.cost import active_params, training_flops
+
+    models = proxy_models(config, vocab_size)
+    rungs = []
+    for rung in config.ladder:
+        name = _model_name(config, rung.depth)
+        model = models[name]
+        rungs.append((rung.name, name, active_params(model), rung.tokens, training_flops(model, rung.tokens)))
+    return Ladder.from_flops(rungs, config.search.fixed_cost)
+
+
+def build_constraints(config: StudyConfig, header: Header) -> Constraints:
+    """Return the feasible set of a study; also checks the KL reference."""
+    limits = config.constraints
+    return Constraints.with_epoch_caps(
+        header.domains,
+        dict(limits.bounds),
+        [Group(tuple(g.domains), g.min, g.max) for g in limits.groups],
+        target_tokens=limits.target_tokens,
+        max_epochs=limits.max_epochs,
+    )
+
+
+def build_baselines(config: StudyConfig, header: Header) -> dict[str, Mixture]:
+    """Return the mixtures the recommendation is compared with."""
+    known = {"natural": Mixture.natural(header.domains), "uniform": Mixture.uniform(header.domain_names)}
+    baselines = {name: known[name] for name in config.validation.baselines}
+    for label, weights in config.validation.mixtures.items():
+        if label in known or label == RECOMMENDED:
+            raise ConfigError(f"validation.mixtures.{label}: this label is taken; choose another")
+        try:
+            baselines[label] = Mixture.from_mapping(header.domain_names, weights)
+        except ValueError as error:
+            raise ConfigError(f"validation.mixtures.{label}: {error}") from error
+    return baselines
+
+
+def build_optimizer(
+    config: StudyConfig, study_objective: Objective, header: Header, predictor: Predictor | None
+) -> Optimizer:
+    """Return the optimizer that the study file names."""
+    from mixopt.search.baselines import RandomOptimizer, SobolOptimizer
+    from mixopt.search.bayes import MultiFidelityOptimizer
+
+    constraints = build_constraints(config, header)
+    common: dict[str, Any] = {
+        "constraints": constraints, "ladder": header.ladder, "objective": study_objective, "seed": config.seed,
+    }  # fmt: skip
+    if config.search.optimizer == "random":
+        return RandomOptimizer(**common)
+    if config.search.optimizer == "sobol":
+        return SobolOptimizer(**common)
+    kl = config.constraints.kl
+    natural = kl.to == "natural"
+    reference = Mixture.natural(header.domains) if natural else Mixture.uniform(header.domain_names)
+    return MultiFidelityOptimizer(
+        **common,
+        predictor=predictor,
+        initial=config.search.batch_size,
+        price=config.search.price,
+        reference=reference,
+        kl_weight=kl.weight,
+    )
+
+
+def load_predictor(study: Study) -> MDE:
+    """Open the MDE of a study's finished experts.
+
+    Raises:
+        StudyError: If an expert or its scores are missing.
+    """
+    from mixopt.mde import load_mde
+
+    header, files = study.header, study.files
+    experts = {t.label: t for t in study.history().trials if t.role is Role.EXPERT and t.status is Status.DONE}
+    missing = [name for name in header.domain_names if name not in experts]
+    if missing:
+        raise StudyError(f"no finished expert for {', '.join(missing)}; run the study to train it")
+    index = {name: read_json(files.expert(name)) or {"scores": {}} for name in header.domain_names}
+    try:
+        paths = {
+            s.name: [files.score(index[name]["scores"][s.name]) for name in header.domain_names]
+            for s in header.eval_sets
+        }
+    except KeyError as error:
+        raise StudyError(f"experts have no scores on {error}; run the study to score them") from error
+    return load_mde(header.domain_names, paths)
+
+
+def open_optimizer(location: Location, study: Study) -> Optimizer:
+    """Return the optimizer of a study that has been started, for predictions."""
+    try:
+        predictor: Predictor | None = load_predictor(study)
+    except StudyError as error:
+        logger.warning("mde unavailable reason=%s; predictions do without it", error)
+        predictor = None
+    return build_optimizer(location.config, study.objective, study.header, predictor)
+
+
+def prepare(location: Location, progress: Callable[[str], None] = lambda _: None) -> tuple[Header, ProxyEvaluator]:
+    """Tokenize the text and describe the study; trains nothing.
+
+    Raises:
+        ConfigError: If text, constraints, objective or baselines cannot be used.
+    """
+    from mixopt.proxies.evaluators import ProxyEvaluator
+
+    config = location.config
+    text = _prepare_text(location, progress)
+    ladder = build_ladder(config, text.vocab_size)
+    header = Header(
+        name=config.name,
+        seed=config.seed,
+        domains=text.domains,
+        eval_sets=text.eval_sets,
+        ladder=ladder,
+        tokenizer=text.tokenizer,
+        objective=config.objective.model_dump(),
+        budget=config.search.budget,
+        experts_fidelity=config.experts_fidelity,
+    )
+    parse_objective(header)
+    build_constraints(config, header)
+    build_baselines(config, header)
+    evaluator = ProxyEvaluator(
+        ladder=ladder,
+        models=proxy_models(config, text.vocab_size),
+        shards=text.shards,
+        eval_shards=text.eval_shards,
+        data={d.name: d.fingerprint for d in text.domains} | {f"eval/{s.name}": s.fingerprint for s in text.eval_sets},
+        tokenizer=text.tokenizer,
+        experts_fidelity=config.experts_fidelity,
+        device=config.run.device,
+        threads=config.run.threads,
+        checkpoint_seconds=config.run.checkpoint_seconds,
+    )
+    return header, evaluator
+
+
+def parse_objective(header: Header) -> Objective:
+    """Resolve a header's objective against its columns."""
+    return Objective.parse(
+        header.objective["expression"],
+        [f"loss/{s.name}" for s in header.eval_sets],
+        unit=header.objective["unit"],
+        eval_sets=header.eval_sets,
+    )
+
+
+def build_plan(location: Location, header: Header, evaluator: ProxyEvaluator) -> Plan:
+    """Return what `run_study` needs."""
+    config = location.config
+    objective = parse_objective(header)
+
+    def unscored(study: Study) -> Sequence[Trial]:
+        done = [t for t in study.history().trials if t.role is Role.EXPERT and t.status is Status.DONE]
+        return [t for t in done if evaluator.unscored(t, study.files)]
+
+    return Plan(
+        header=header,
+        evaluator=evaluator,
+        optimizer=lambda predictor: build_optimizer(config, objective, header, predictor),
+        predictor=load_predictor,
+        unscored=unscored,
+        batch_size=config.search.batch_size,
+        baselines=build_baselines(config, header),
+        validation_seeds=config.validation.seeds,
+        stack=config.run.stack,
+        retries=config.run.retries,
+    )
+
+
+def build_executor(location: Location, evaluator: ProxyEvaluator) -> Executor:
+    """Start the executor that the study file names."""
+    from mixopt.execution import RayExecutor, SerialExecutor
+
+    run = location.config.run
+    if run.executor == "serial":
+        return SerialExecutor(evaluator, location.directory)
+    num_gpus = 1.0 if evaluator.resolved_device.type == "cuda" else 0.0
+    return RayExecutor(evaluator, location.directory, workers=run.workers, address=run.address, num_gpus=num_gpus)
+
+
+def build_tracker(location: Location) -> Tracker:
+    """Open the tracking store that the study file names."""
+    from mixopt.tracking import MlflowTracker, NullTracker, default_uri
+
+    uri = location.config.run.tracking_uri
+    if uri == "none":
+        return NullTracker()
+    if uri == "default":
+        uri = default_uri(location.directory)
+    return MlflowTracker(uri, experiment=location.config.name, artifact_root=location.directory.parent / "mlartifacts")
+
+
+def save_config(location: Location) -> None:
+    """Keep the resolved study file in the run directory."""
+    write_text(RunDirectory(location.directory).config, dump_config(location.config))
+
+
+def _model_name(config: StudyConfig, depth: int | None) -> str:
+    return f"depth={depth or config.proxy.depth}"
+
+
+def _prepare_text(location: Location, progress: Callable[[str], None]) -> PreparedText:
+    from mixopt.proxies.prepare import DomainText, prepare_text
+
+    config = location.config
+    domains = {
+        name: DomainText(
+            _source(f"domains.{name}", d),
+            d.validation and _source(f"domains.{name}.validation", d.validation),
+            d.holdout,
+        )
+        for name, d in config.domains.items()
+    }
+    return prepare_text(
+        domains,
+        {name: _source(f"eval_sets.{name}", s) for name, s in config.eval_sets.items()},
+        RunDirectory(location.directory).tokens,
+        vocab_size=config.tokenizer.vocab_size,
+        tokenizer_path=Path(config.tokenizer.path) if config.tokenizer.path else None,
+        eval_tokens=config.evaluation.tokens,
+        domain_eval_tokens=config.evaluation.domain_tokens,
+        sequence_length=config.proxy.sequence_length,
+        progress=progress,
+    )
+
+
+def _source(field: str, config: SourceConfig | DomainConfig) -> TextSource:
+    from mixopt.proxies.text import TextSource
+
+    path = config.path
+    if path is not None and path.startswith(BUILTIN):
+        path = str(CORPUS / path.removeprefix(BUILTIN))
+    return TextSource(field, path, config.hub, config.config, config.split, config.text)
+
+
+def with_run_options(location: Location, options: dict[str, Any]) -> Location:
+    """Return the location with some `run` fields replaced by command-line flags."""
+    run = location.config.run.model_copy(update=options)
+    return Location(location.config.model_copy(update={"run": run}), location.directory)
+
+
+# Tokens, scores and logs of a study of a few hundred MB of text; states are added below.
+_SPARE_BYTES = 200_000_000
+
+
+def check_space(location: Location) -> None:
+    """Refuse to start where the disk cannot hold what the study will write.
+
+    Raises:
+        ResourceError: With the bytes needed and free.
+    """
+    from mixopt.proxies.cost import total_params
+
+    from mixopt.errors import ResourceError
+    from mixopt.storage import free_bytes
+
+    config = location.config
+    models = proxy_models(config, config.tokenizer.vocab_size)
+    largest = max(total_params(model) for model in models.values())
+    cheapest = min(rung.tokens for rung in config.ladder) / max(rung.tokens for rung in config.ladder)
+    trials = len(config.domains) + config.search.budget / max(cheapest, config.search.fixed_cost)
+    trials += config.validation.seeds * (1 + len(config.validation.baselines) + len(config.validation.mixtures))
+    # A state holds weights, averages and two moments in float32.
+    needed = _SPARE_BYTES + int(trials * largest * 16)
+    free = free_bytes(location.directory)
+    if free < needed:
+        raise ResourceError(
+            f"no disk space: {location.directory} needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "
+            "free some or choose another place with --dir"
+        )

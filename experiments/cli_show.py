@@ -1,0 +1,130 @@
+"""The verbs that read a study: `status`, `predict`, `report`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .cli_options import DirectoryOption, JsonOption, StudyArgument, emit_json
+from .cli_progress import UNIT_LABELS, last_point
+
+
+def status(study: StudyArgument, directory: DirectoryOption = None, as_json: JsonOption = False) -> None:
+    """Say what is done, running and failed, the best so far and the budget left."""
+    from mixopt.observation import Role, Status
+    from mixopt.study import Study
+
+    from . import build
+
+    location = build.locate(study, directory)
+    ledger = Study(location.directory)
+    header = ledger.header
+    trials = ledger.history().trials
+    best = ledger.best()
+    spent = ledger.history().of(Role.SEARCH).spent(header.ladder)
+    running = [t for t in trials if t.status is Status.RUNNING]
+    summary: dict[str, Any] = {
+        "name": header.name,
+        "run_directory": str(location.directory),
+        "trials": {
+            str(role): dict(Counter(str(t.status) for t in trials if t.role is role)) for role in Role
+        },
+        "running": [{"id": t.id, "fidelity": t.fidelity, "tokens": last_point(ledger, t.id)[0]} for t in running],
+        "troubled": [
+            {"id": t.id, "status": str(t.status), "note": t.note}
+            for t in trials if t.status in (Status.FAILED, Status.ABANDONED)
+        ],
+        "best": best and {"id": best[0].id, "objective": best[1], "weights": best[0].mixture.as_dict()},
+        "budget": header.budget,
+        "spent": round(spent, 4),
+        "stopped": ledger.stopped,
+        "recommended": ledger.recommendation and ledger.recommendation.mixture.as_dict(),
+    }  # fmt: skip
+    if as_json:
+        emit_json(summary)
+    else:
+        _print_status(summary, UNIT_LABELS[header.objective["unit"]])
+
+
+def _print_status(summary: dict[str, Any], unit: str) -> None:
+    console = Console(highlight=False)
+    console.print(f"[bold]{summary['name']}[/bold]  {summary['run_directory']}")
+    for role, counts in summary["trials"].items():
+        console.print(f"{role:<11}" + (", ".join(f"{n} {status}" for status, n in counts.items()) or "none yet"))
+    for item in summary["running"]:
+        console.print(f"  running {item['id']} at {item['tokens']:,} tokens on its way to {item['fidelity']}")
+    for item in summary["troubled"]:
+        console.print(f"  {item['status']} {item['id']}: {item['note']}", markup=False)
+    console.print(f"search spent {summary['spent']:.2f} of {summary['budget']:g} top-rung runs")
+    if summary["best"]:
+        console.print(f"best measured {summary['best']['objective']:.4f} {unit} ({summary['best']['id']})")
+    if summary["stopped"]:
+        console.print(f"the search stopped: {summary['stopped']}")
+    if summary["recommended"]:
+        shown = ", ".join(f"{name} {weight:.3f}" for name, weight in summary["recommended"].items())
+        console.print(f"recommended: {shown}")
+
+
+def predict(
+    study: StudyArgument,
+    mixture: Annotated[
+        list[str], typer.Option("--mixture", help="DOMAIN=WEIGHT,... summing to 1; may be given several times.")
+    ],
+    fidelity: Annotated[str | None, typer.Option("--fidelity", help="Rung to predict; default the top rung.")] = None,
+    directory: DirectoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict the losses of mixtures, with uncertainty, without training them."""
+    from mixopt.mixture import Mixture
+    from mixopt.study import Study
+
+    from . import build
+    from .report import unit_factor
+
+    location = build.locate(study, directory)
+    ledger = Study(location.directory)
+    names = ledger.header.domain_names
+    mixtures = [Mixture.parse(text, names) for text in mixture]
+    rung = (ledger.header.ladder[fidelity] if fidelity else ledger.header.ladder.target).name
+    prediction = build.open_optimizer(location, ledger).predict(ledger.history(), mixtures, fidelity=rung)
+    rows = [
+        {
+            "weights": m.as_dict(),
+            "fidelity": rung,
+            "unit": ledger.header.objective["unit"],
+            **{f"mean/{name}": float(v[i]) * unit_factor(ledger, name) for name, v in prediction.mean.items()},
+            **{f"std/{name}": float(v[i]) * unit_factor(ledger, name) for name, v in prediction.std.items()},
+        }
+        for i, m in enumerate(mixtures)
+    ]
+    if as_json:
+        emit_json({"predictions": rows})
+        return
+    unit = UNIT_LABELS[ledger.header.objective["unit"]]
+    table = Table(title=f"Predicted at rung {rung}, {unit}, mean ± std", title_justify="left", box=None, pad_edge=False)
+    table.add_column("column")
+    for text in mixture:
+        table.add_column(text, justify="right")
+    for name in prediction.mean:
+        table.add_row(name, *(f"{row[f'mean/{name}']:.4f} ± {row[f'std/{name}']:.4f}" for row in rows))
+    Console().print(table)
+
+
+def report(study: StudyArgument, directory: DirectoryOption = None, as_json: JsonOption = False) -> None:
+    """Write the report: one self-contained HTML page."""
+    from mixopt.study import Study
+
+    from . import build
+    from .report import write_report
+
+    location = build.locate(study, directory)
+    ledger = Study(location.directory)
+    path = write_report(ledger, ledger.files.report, target_tokens=location.config.constraints.target_tokens)
+    if as_json:
+        emit_json({"report": str(path)})
+    else:
+        typer.echo(path)

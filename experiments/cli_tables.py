@@ -1,0 +1,122 @@
+"""Tables for the terminal, from plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mixopt.config import StudyConfig
+from mixopt.study import Header, Study
+
+from .build import Location
+from .cli_progress import UNIT_LABELS
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: 45 s, 3.2 min, 1.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def plus_minus(mean: float | None, spread: float | None) -> str:
+    """Return `3.1512 +- 0.0031`, with what is known."""
+    if mean is None:
+        return "-"
+    return f"{mean:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    return table
+
+
+def check_tables(config: StudyConfig, header: Header, summary: dict[str, Any]) -> Iterator[RenderableType]:
+    """Yield what `mixopt check` prints."""
+    domains = _table("Domains", "name", "documents", "tokens", "epochs at the top rung if alone")
+    for item in summary["domains"]:
+        epochs = summary["epochs_at_top"][item["name"]]
+        domains.add_row(item["name"], f"{item['documents']:,}", f"{item['tokens']:,}", f"{epochs:g}")
+    yield domains
+    sets = _table("Evaluation sets", "name", "tokens", "bytes")
+    for item in summary["eval_sets"]:
+        sets.add_row(item["name"], f"{item['tokens']:,}", f"{item['bytes']:,}")
+    yield sets
+    ladder = _table("Ladder", "rung", "model", "tokens", "training FLOPs", "cost in top-rung runs")
+    for item in summary["ladder"]:
+        ladder.add_row(
+            item["name"], item["model"], f"{item['tokens']:,}", f"{item['flops']:.2g}", f"{item['cost']:.3f}"
+        )
+    yield ladder
+    runs = _table("Runs, in runs at the top rung", "phase", "runs")
+    for name, value in summary["runs_at_top"].items():
+        runs.add_row(name, f"{value:g}")
+    yield runs
+    params, estimate = summary["params"], summary["estimated"]
+    yield Text(f"Objective: {header.objective['expression']}, {UNIT_LABELS[header.objective['unit']]}, minimized")
+    yield Text(f"Constraints: {summary['constraints'] or 'none but the simplex'}")
+    yield Text(f"Proxy at the top rung: {params['total'] / 1e6:.2f}M parameters, {params['active'] / 1e6:.2f}M active")
+    yield Text(
+        f"Estimated training on this machine: {duration(estimate['process_seconds'])} of CPU time, "
+        f"{duration(estimate['wall_seconds'])} with {config.run.workers} workers ({estimate['flops']:.2g} FLOPs)"
+    )
+
+
+def final_tables(location: Location, study: Study, summary: dict[str, Any]) -> Iterator[RenderableType]:
+    """Yield what `mixopt run` prints at the end."""
+    contenders = summary["contenders"]
+    unit = UNIT_LABELS[study.header.objective["unit"]]
+    labels = [item["label"] for item in contenders]
+    weights = _table("Mixture weights (shares of tokens)", "domain", *labels, "epochs (recommended)")
+    for domain in study.header.domain_names:
+        row = [f"{item['weights'][domain]:.3f}" for item in contenders]
+        weights.add_row(domain, *row, f"{contenders[0]['epochs'][domain]:.2f}")
+    yield weights
+    yield Text(f"Epochs at {summary['epochs_at_tokens']:,} training tokens.", style="dim")
+    yield from _losses(study, summary, unit)
+    spent = _table("Cost", "phase", "trials", "top-rung runs", "CPU time")
+    for row in summary["costs"]:
+        spent.add_row(row["role"], str(row["num_trials"]), f"{row['cost']:.2f}", duration(row["process_seconds"]))
+    total = summary["costs"]
+    spent.add_row(
+        "total", str(sum(r["num_trials"] for r in total)), f"{sum(r['cost'] for r in total):.2f}",
+        duration(sum(r["process_seconds"] for r in total)),
+    )  # fmt: skip
+    yield spent
+    if study.stopped:
+        yield Text(f"The search stopped: {study.stopped}.")
+    yield from _places(location, summary)
+
+
+def _losses(study: Study, summary: dict[str, Any], unit: str) -> Iterator[RenderableType]:
+    target = study.header.ladder.target.name
+    seeds = max((row["num_seeds"] for row in summary["comparison"]), default=0)
+    title = f"Losses at rung {target}, {unit}: predicted ± std, measured on {seeds} fresh seeds ± std over seeds"
+    table = _table(title, "column", "mixture", "predicted", "measured", "minus recommended ± s.e.")
+    for row in summary["comparison"]:
+        gap = plus_minus(row["difference"], row["standard_error"]) if row["label"] != "recommended" else ""
+        predicted = plus_minus(row["predicted_mean"], row["predicted_std"])
+        table.add_row(row["column"], row["label"], predicted, plus_minus(row["mean"], row["spread"]), gap)
+    yield table
+    from .report import compare, gain_sentences
+
+    for sentence in gain_sentences(study, compare(study)):
+        yield Text(sentence)
+    recommendation = study.recommendation
+    if recommendation and recommendation.regret_bound is not None:
+        yield Text(
+            f"With probability 0.95 no mixture is better by more than {recommendation.regret_bound:.4f} {unit}, under the surrogate."
+        )
+
+
+def _places(location: Location, summary: dict[str, Any]) -> Iterator[RenderableType]:
+    files = summary["files"]
+    yield Text(f"Mixture    {files['mixture']}")
+    yield Text(f"Report     {files['report']}")
+    yield Text(f"Dashboard  mixopt dashboard {location.directory}")

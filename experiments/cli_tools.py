@@ -1,0 +1,143 @@
+"""The verbs around a study: `init`, `dashboard`, `sync`, `doctor`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .cli_options import DirectoryOption, JsonOption, StudyArgument, TrackingOption, emit_json
+
+
+def init(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with one file or sub-folder of text per domain.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Study file to write.")] = Path("study.yaml"),
+    name: Annotated[str | None, typer.Option("--name", help="Name of the study; default the folder's name.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the study file.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at a folder of text and write a commented study file."""
+    from mixopt.config import load_config
+    from mixopt.errors import ConfigError
+    from mixopt.storage import write_text
+
+    from .initialize import find_domains, study_yaml
+
+    if out.exists() and not force:
+        raise ConfigError(f"{out} is there already; choose another --out or add --force")
+    domains = find_domains(folder)
+    study_name = name or folder.resolve().name.replace(" ", "-")
+    write_text(out, study_yaml(study_name, domains, out.resolve().parent))
+    load_config(out)
+    if as_json:
+        emit_json(
+            {"study": str(out), "domains": [{"name": d.name, "path": str(d.path), "text": d.text} for d in domains]}
+        )
+        return
+    for domain in domains:
+        typer.echo(f"{domain.name:<20} {domain.num_bytes / 1e6:8.1f} MB  column {domain.text}  {domain.path}")
+    typer.echo(f"wrote {out}; next: mixopt check {out}")
+
+
+def dashboard(
+    study: StudyArgument,
+    directory: DirectoryOption = None,
+    tracking_uri: TrackingOption = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen at.")] = 5057,
+    allowed_hosts: Annotated[
+        str | None,
+        typer.Option("--allowed-hosts", help="Host names that browsers may use; needed beyond this machine."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve the MLflow UI on this study until interrupted."""
+    from mixopt.errors import ConfigError, ResourceError
+
+    from . import build
+
+    location = build.locate(study, directory)
+    if tracking_uri:
+        location = build.with_run_options(location, {"tracking_uri": tracking_uri})
+    if host not in ("127.0.0.1", "localhost", "::1") and not allowed_hosts:
+        raise ConfigError(f"--host: {host} is reachable by others; name the host names they use with --allowed-hosts")
+    tracker = build.build_tracker(location)
+    uri = getattr(tracker, "uri", None)
+    if uri is None:
+        raise ConfigError("run.tracking_uri is none, so there is nothing to show; give --tracking-uri")
+    link = f"#/experiments/{tracker.experiment_id}/runs"  # type: ignore[attr-defined]
+    if uri.startswith("http"):
+        url, command = f"{uri.rstrip('/')}/{link}", []
+    else:
+        url = f"http://{host}:{port}/{link}"
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            uri,
+            "--host",
+            host,
+            "--port",
+            str(port),
+        ]
+        command += ["--workers", "1", *(["--allowed-hosts", allowed_hosts] if allowed_hosts else [])]
+    if as_json:
+        emit_json({"url": url, "command": command})
+        return
+    typer.echo(f"{url}\n(choose 'Model training' in the side bar; Ctrl-C stops the server)")
+    if command and subprocess.run(command, check=False).returncode not in (0, -2, 130):
+        raise ResourceError(f"the MLflow server could not run on port {port}; choose another --port")
+
+
+def sync(
+    study: StudyArgument,
+    directory: DirectoryOption = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the MLflow projection up to date with the ledger; twice changes nothing."""
+    from mixopt.study import Study
+
+    from . import build, outputs
+
+    location = build.locate(study, directory)
+    if tracking_uri:
+        location = build.with_run_options(location, {"tracking_uri": tracking_uri})
+    ledger = Study(location.directory)
+    trials = ledger.header and ledger.trials
+    tracker = build.build_tracker(location)
+    tracker.project(ledger)
+    tracker.finish(ledger, [p for p in outputs.artifacts(ledger) if p.exists()], failed=ledger.recommendation is None)
+    if as_json:
+        emit_json({"trials": len(trials), "tracking_uri": getattr(tracker, "uri", "none")})
+    else:
+        typer.echo(f"{len(trials)} trials in {getattr(tracker, 'uri', 'none')}")
+
+
+def doctor(
+    study: Annotated[
+        Path | None, typer.Argument(help="Study file or run directory to check as well.", show_default=False)
+    ] = None,
+    directory: DirectoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the environment before a long run; exit code 1 if something is missing."""
+    from . import build
+    from .checkup import examine
+
+    location = build.locate(study, directory) if study else None
+    findings: list[dict[str, Any]] = [vars(finding) for finding in examine(location)]
+    if as_json:
+        emit_json({"ok": all(f["ok"] for f in findings), "findings": findings})
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok     ' if finding['ok'] else 'PROBLEM'} {finding['what']:<14} {finding['detail']}")
+    if not all(finding["ok"] for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,81 @@
+"""What a study will cost before it runs: runs, FLOPs and time on this machine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mixopt.proxies.cost import active_params, total_params
+from mixopt.proxies.evaluators import ProxyEvaluator
+from mixopt.proxies.optim import initial_state
+from mixopt.proxies.tokens import MixtureSampler, TokenShard
+from mixopt.proxies.train import ProxyRun, StackTrainer
+
+from mixopt.config import StudyConfig
+from mixopt.mixture import Mixture
+from mixopt.service import Plan
+from mixopt.study import Header
+
+_PROBE_STEPS = 8
+
+
+def summarize(
+    config: StudyConfig, header: Header, evaluator: ProxyEvaluator, plan: Plan, tokens: Path
+) -> dict[str, Any]:
+    """Return plain data on a study: text, ladder, constraints, runs and estimated time.
+
+    Time is extrapolated from a few training steps of the target's shape and counts
+    training alone; it assumes that the workers are never idle.
+    """
+    ladder = header.ladder
+    runs = {
+        "experts": len(header.domains) * ladder[header.experts_fidelity].cost,
+        "search": header.budget,
+        "validation": float(plan.validation_seeds * (1 + len(plan.baselines))),
+    }
+    seconds = seconds_per_token(header, evaluator, tokens, stack=plan.stack) * ladder.target.num_tokens
+    total = sum(runs.values())
+    model = evaluator.models[ladder.target.model]
+    return {
+        "name": header.name,
+        "domains": [{"name": d.name, "tokens": d.num_tokens, "documents": d.num_docs} for d in header.domains],
+        "eval_sets": [{"name": s.name, "tokens": s.num_tokens, "bytes": s.num_bytes} for s in header.eval_sets],
+        "objective": dict(header.objective),
+        "ladder": [
+            {"name": r.name, "model": r.model, "tokens": r.num_tokens, "flops": r.flops, "cost": round(r.cost, 4)}
+            for r in ladder
+        ],
+        "params": {"total": total_params(model), "active": active_params(model)},
+        "epochs_at_top": {d.name: round(ladder.target.num_tokens / d.num_tokens, 2) for d in header.domains},
+        "constraints": config.constraints.model_dump(mode="json", exclude_defaults=True),
+        "runs_at_top": {**{name: round(value, 2) for name, value in runs.items()}, "total": round(total, 2)},
+        "estimated": {
+            "process_seconds": round(total * seconds),
+            "wall_seconds": round(total * seconds / config.run.workers),
+            "flops": total * ladder.target.flops,
+        },
+    }
+
+
+def seconds_per_token(header: Header, evaluator: ProxyEvaluator, tokens: Path, *, stack: int) -> float:
+    """Return CPU seconds per training token and model, measured on a few steps."""
+    config = evaluator.models[header.ladder.target.model]
+    shards = {name: TokenShard(tokens / folder) for name, folder in evaluator.shards.items()}
+    mixture = Mixture.uniform(header.domain_names)
+    state = initial_state(config, 0)
+    runs = [
+        ProxyRun(
+            str(s), MixtureSampler(shards, mixture, seed=s, sequence_length=config.sequence_length), (10**9,), state
+        )
+        for s in range(stack)
+    ]
+    trainer = StackTrainer(config, runs, evaluator.resolved_device)
+    trainer.advance(lambda _: None)
+    times = []
+    for _ in range(_PROBE_STEPS):
+        start = time.process_time()
+        trainer.advance(lambda _: None)
+        times.append(time.process_time() - start)
+    return float(np.median(times)) / (stack * config.tokens_per_step)

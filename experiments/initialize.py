@@ -1,0 +1,134 @@
+"""Look at a folder of text and write a study file for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixopt.errors import ConfigError
+
+_KINDS = (".txt", ".jsonl", ".json", ".parquet")
+_USUAL_COLUMNS = ("text", "content", "body", "raw_content", "document")
+
+
+@dataclass(frozen=True)
+class FoundDomain:
+    """A file or folder that can be a domain.
+
+    Attributes:
+        name: Made from the file's name.
+        path: File or folder.
+        text: Its text column.
+        num_bytes: Size on disk.
+    """
+
+    name: str
+    path: Path
+    text: str
+    num_bytes: int
+
+
+def find_domains(folder: Path) -> list[FoundDomain]:
+    """Return one domain per file or sub-folder of text, by name.
+
+    Raises:
+        ConfigError: If there is none, or two would get the same name.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"no folder at {folder}; give a folder with one file or sub-folder of text per domain")
+    found = []
+    for child in sorted(folder.iterdir()):
+        files = sorted(
+            p for p in (child.rglob("*") if child.is_dir() else [child]) if p.suffix in _KINDS and p.is_file()
+        )
+        if files and not child.name.startswith("."):
+            name = re.sub(r"[^A-Za-z0-9_.-]+", "-", child.stem if child.is_file() else child.name).strip("-.")
+            found.append(
+                FoundDomain(name or "domain", child, _text_column(files[0]), sum(p.stat().st_size for p in files))
+            )
+    if not found:
+        raise ConfigError(
+            f"{folder} holds no txt, jsonl, json or parquet file; put one file or sub-folder per domain there"
+        )
+    names = [domain.name for domain in found]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double:
+        raise ConfigError(f"{folder}: two files or folders would both be the domain {double!r}; rename one")
+    return found
+
+
+def _text_column(path: Path) -> str:
+    if path.suffix == ".txt" or path.stat().st_size == 0:
+        return "text"
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            schema = pq.read_schema(path)
+        except Exception as error:  # pyarrow raises its own kinds
+            raise ConfigError(f"cannot read {path}: {error}; repair or remove it") from error
+        columns = [field.name for field in schema if str(field.type) in ("string", "large_string")]
+    else:
+        columns = _json_columns(path)
+    if not columns:
+        raise ConfigError(f"{path} has no column of text; add one or remove the file")
+    return next((name for name in _USUAL_COLUMNS if name in columns), columns[0])
+
+
+def _json_columns(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            row = json.loads(file.readline() if path.suffix == ".jsonl" else file.read())
+    except ValueError as error:
+        raise ConfigError(f"cannot read {path}: {error}; repair or remove it") from error
+    row = row[0] if isinstance(row, list) and row else row
+    if not isinstance(row, dict):
+        raise ConfigError(f"{path}: expected one JSON object per row, got {type(row).__name__}")
+    strings = {name: value for name, value in row.items() if isinstance(value, str)}
+    return sorted(strings, key=lambda name: -len(strings[name]))
+
+
+def study_yaml(name: str, domains: list[FoundDomain], folder: Path) -> str:
+    """Return a commented study file; paths are relative to `folder` where they can be."""
+    lines = [
+        f"# A study of {len(domains)} domains. See what it will do:  mixopt check THIS_FILE",
+        f"name: {name}",
+        "seed: 0",
+        "",
+        "domains:                     # the order is the order of the weights",
+    ]
+    for domain in domains:
+        path = domain.path.resolve()
+        shown = path.relative_to(folder.resolve()) if path.is_relative_to(folder.resolve()) else path
+        column = "" if domain.text == "text" else f", text: {json.dumps(domain.text)}"
+        lines.append(f"  {domain.name}: {{path: {json.dumps(str(shown))}{column}}}   # {domain.num_bytes / 1e6:.1f} MB")
+    targets = ", ".join(f"loss/{domain.name}" for domain in domains)
+    lines += [
+        "",
+        "# Text that is no training domain, for example what the final model is for:",
+        "# eval_sets:",
+        "#   target: {path: target.jsonl, text: text}",
+        "eval_sets: {}",
+        "",
+        "objective:                   # minimized; use loss/target here once you have a target",
+        f"  expression: mean({targets})",
+        "  unit: bits_per_byte",
+        "",
+        "# constraints:               # e.g. no domain seen more than 4 times by the final model",
+        "#   target_tokens: 2_000_000_000",
+        "#   max_epochs: 4",
+        "#   bounds: {NAME: [0.05, 0.5]}",
+        "",
+        "tokenizer: {vocab_size: 1024}",
+        "proxy: {depth: 1}            # one dial for the proxy's size",
+        "ladder:                      # what is trained; a run passes all rungs below its own",
+        "  - {name: low, tokens: 128_000}",
+        "  - {name: mid, tokens: 256_000}",
+        "  - {name: top, tokens: 512_000}",
+        "search: {batch_size: 6, budget: 12}   # budget in runs at the top rung",
+        "validation: {baselines: [natural, uniform], seeds: 2}",
+        "run: {workers: 2}",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,342 @@
+"""The study file: YAML, validated before anything runs, every field described.
+
+Every field has a default but `name`, `domains` and `objective`; unknown fields are
+errors. Relative paths start at the study file's folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import ConfigError, MixtureError
+from .mixture import check_name
+
+BUILTIN = "builtin:"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceConfig(_Section):
+    """Where the text of a domain or evaluation set comes from: `path` or `hub`."""
+
+    path: str | None = Field(
+        None,
+        description="file, folder or glob of txt, jsonl, json or parquet files; builtin:... for the corpus that comes with mixopt",
+    )
+    hub: str | None = Field(None, description="name of a hub dataset (needs a connection)")
+    config: str | None = Field(None, description="configuration of the hub dataset")
+    split: str = Field("train", description="split of the hub dataset")
+    text: str = Field("text", description="column that holds the text")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> SourceConfig:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of path and hub")
+        return self
+
+
+class DomainConfig(SourceConfig):
+    """One domain: its training text, and its held-out text."""
+
+    validation: SourceConfig | None = Field(
+        None, description="held-out text; without it, `holdout` documents are set aside"
+    )
+    holdout: float = Field(
+        0.05, gt=0, lt=0.5, description="share of documents set aside when there is no validation text"
+    )
+
+
+class ObjectiveConfig(_Section):
+    """The number to minimize."""
+
+    expression: str | dict[str, float] = Field(
+        description="one column, mean(...) or max(...) of columns or patterns, or {column: weight}"
+    )
+    unit: Literal["nats_per_token", "bits_per_byte"] = Field("bits_per_byte", description="unit of the losses inside")
+
+
+class GroupConfig(_Section):
+    """Bounds on the summed weight of some domains."""
+
+    domains: list[str] = Field(min_length=1, description="names of domains")
+    min: Share = Field(0.0, description="smallest sum")
+    max: Share = Field(1.0, description="largest sum")
+
+
+class KlConfig(_Section):
+    """A penalty on the distance to a reference mixture, added to the objective."""
+
+    to: Literal["natural", "uniform"] = Field("natural", description="reference mixture")
+    weight: float = Field(0.0, ge=0, description="objective units per nat of KL divergence")
+
+
+class ConstraintsConfig(_Section):
+    """What a mixture must satisfy."""
+
+    bounds: dict[str, tuple[Share, Share]] = Field({}, description="{domain: [smallest, largest weight]}")
+    groups: list[GroupConfig] = Field([], description="bounds on sums of weights")
+    target_tokens: int | None = Field(
+        None, gt=0, description="training tokens of the final model, for epoch caps and implied epochs"
+    )
+    max_epochs: float | None = Field(None, gt=0, description="largest number of passes over a domain at target_tokens")
+    kl: KlConfig = Field(KlConfig(), description="penalty on the distance to a reference mixture")
+
+
+class TokenizerConfig(_Section):
+    """A byte-level BPE trained on equal slices of the domains, or a given file."""
+
+    vocab_size: int = Field(1024, ge=257, description="tokens of the trained tokenizer")
+    path: str | None = Field(None, description="tokenizer.json to use instead of training one")
+
+
+class ModelConfig(_Section):
+    """The proxy's shape and recipe; zeros are derived from depth."""
+
+    depth: int = Field(1, ge=1, description="transformer blocks; sets every other size")
+    router: Literal["topk", "dense"] = Field(
+        "topk", description="topk (MoE) or dense (the control of equal active width)"
+    )
+    experts: int = Field(8, ge=1, description="routed feed-forward experts per block")
+    top_k: int = Field(2, ge=1, description="routed feed-forward experts per token")
+    width: int = Field(0, ge=0, description="model width")
+    head_dim: int = Field(32, gt=0, description="width of an attention head")
+    kv_heads: int = Field(0, ge=0, description="key-value heads")
+    expert_width: int = Field(0, ge=0, description="hidden width of a routed feed-forward expert")
+    shared_width: int = Field(0, ge=0, description="hidden width of the shared feed-forward expert")
+    sequence_length: int = Field(128, ge=8, description="tokens per sequence")
+    batch_size: int = Field(4, ge=1, description="sequences per step")
+    learning_rate: float = Field(0.0, ge=0, description="rate of AdamW, constant after warm-up")
+    warmup_steps: int = Field(20, ge=1, description="steps of linear warm-up")
+    weight_decay: float = Field(0.1, ge=0, description="decay of matrices")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm per model")
+    ema: float = Field(0.98, ge=0, lt=1, description="decay of the averaged weights, per step")
+    balance_step: float = Field(0.01, ge=0, description="step of the loss-free balancing bias")
+
+
+class RungConfig(_Section):
+    """One rung of the ladder: how long, and how deep."""
+
+    name: str = Field(description="name of the rung")
+    tokens: int = Field(gt=0, description="training tokens of a run at this rung")
+    depth: int | None = Field(None, ge=1, description="depth of the proxy at this rung; default proxy.depth")
+
+
+class ExpertsConfig(_Section):
+    """Data experts."""
+
+    fidelity: str | None = Field(None, description="rung whose experts feed the MDE; default the top rung")
+
+
+class EvaluationConfig(_Section):
+    """How much text each loss is measured on."""
+
+    tokens: int = Field(6144, ge=128, description="tokens per evaluation set")
+    domain_tokens: int = Field(2048, ge=128, description="tokens per domain's held-out set")
+
+
+class SearchConfig(_Section):
+    """How mixtures are proposed."""
+
+    optimizer: Literal["mfbo", "random", "sobol"] = Field(
+        "mfbo", description="mfbo (multi-fidelity Bayesian), random or sobol"
+    )
+    batch_size: int = Field(6, ge=1, description="trials proposed at a time")
+    budget: float = Field(
+        12.0, ge=0, description="of the search, in runs at the top rung; experts and validation are extra"
+    )
+    price: float = Field(
+        0.0, ge=0, description="stop when the expected gain per top-rung run (objective units) is below this"
+    )
+    fixed_cost: float = Field(
+        0.05, ge=0, lt=1, description="part of every run's charge that does not depend on its length"
+    )
+
+
+class ValidationConfig(_Section):
+    """Runs that compare the recommendation with baselines, on fresh seeds."""
+
+    baselines: list[Literal["natural", "uniform"]] = Field(
+        ["natural", "uniform"], description="mixtures to compare with"
+    )
+    mixtures: dict[str, dict[str, float]] = Field(
+        {}, description="further mixtures to compare with, {label: {domain: weight}}"
+    )
+    seeds: int = Field(2, ge=0, description="runs per mixture")
+
+
+class RunConfig(_Section):
+    """Where and how wide; never changes a result, except `stack` in the last digits."""
+
+    executor: Literal["ray", "serial"] = Field("ray", description="ray (local or a cluster) or serial (this process)")
+    workers: int = Field(2, ge=1, description="jobs at the same time")
+    address: str | None = Field(None, description="address of an existing Ray cluster; default a local one")
+    device: str = Field("auto", description="auto, cpu or cuda")
+    threads: int = Field(1, ge=1, description="torch threads per worker")
+    stack: int = Field(4, ge=1, description="most trials trained together as one program")
+    retries: int = Field(2, ge=0, description="further attempts after a lost worker or lack of memory")
+    checkpoint_seconds: float = Field(20.0, ge=0, description="wall time between checkpoints of a running job")
+    tracking_uri: str = Field(
+        "default",
+        description="MLflow tracking URI; default is SQLite beside the run directory, none turns tracking off",
+    )
+
+
+class StudyConfig(_Section):
+    """A study: what is mixed, what is minimized, what is trained, where it runs."""
+
+    name: str = Field(description="name of the study and of its run directory")
+    seed: int = Field(0, ge=0, description="root of all randomness")
+    domains: dict[str, DomainConfig] = Field(
+        min_length=1, description="{name: text}; the order is the order of the weights"
+    )
+    eval_sets: dict[str, SourceConfig] = Field(
+        {}, description="further evaluation sets besides each domain's held-out text"
+    )
+    objective: ObjectiveConfig
+    constraints: ConstraintsConfig = ConstraintsConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    proxy: ModelConfig = ModelConfig()
+    ladder: list[RungConfig] = Field(
+        [
+            RungConfig(name="low", tokens=128_000),
+            RungConfig(name="mid", tokens=256_000),
+            RungConfig(name="top", tokens=512_000),
+        ],
+        min_length=1,
+        description="rungs, cheapest first",
+    )
+    experts: ExpertsConfig = ExpertsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    search: SearchConfig = SearchConfig()
+    validation: ValidationConfig = ValidationConfig()
+    run: RunConfig = RunConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        return check_name(value, "study")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyConfig:
+        for name in self.domains:
+            check_name(name, "domain")
+        for name in self.eval_sets:
+            check_name(name, "evaluation set")
+        both = [name for name in self.eval_sets if name in self.domains]
+        if both:
+            raise ValueError(f"eval_sets.{both[0]}: a domain has this name and its held-out set too; rename one")
+        rungs = [rung.name for rung in self.ladder]
+        for rung in self.ladder:
+            check_name(rung.name, "rung")
+        if self.experts.fidelity is not None and self.experts.fidelity not in rungs:
+            raise ValueError(
+                f"experts.fidelity: unknown rung {self.experts.fidelity!r}; the ladder has {', '.join(rungs)}"
+            )
+        return self
+
+    @property
+    def experts_fidelity(self) -> str:
+        """Rung whose experts feed the MDE."""
+        return self.experts.fidelity or self.ladder[-1].name
+
+
+def load_config(path: Path) -> StudyConfig:
+    """Read and validate a study file; paths inside become absolute.
+
+    Raises:
+        ConfigError: One message that lists every problem with field and remedy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"no study file at {path}; write one with: mixopt init FOLDER") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the study file {path}: {error}") from error
+    try:
+        data = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of fields such as name, domains and objective")
+    config = validate(data, str(path))
+    return _with_absolute_paths(config, path.parent.resolve())
+
+
+def validate(data: Mapping[str, Any], source: str) -> StudyConfig:
+    """Build a configuration from plain data, with readable errors."""
+    try:
+        return StudyConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [_describe(item) for item in error.errors()]
+        raise ConfigError(f"{source}: " + ("\n  - " if len(lines) > 1 else "") + "\n  - ".join(lines)) from error
+    except MixtureError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def dump_config(config: StudyConfig) -> str:
+    """Return the resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _describe(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(item["loc"][:-1])
+        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known fields are {', '.join(known)}" if known else ""
+        return f"{place}: unknown field{hint}"
+    if item["type"] == "missing":
+        return f"{place}: this field is required; add it"
+    message = item["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
+    return f"{place}: {message}{got}" if place else message
+
+
+def _fields_at(location: Iterable[Any]) -> list[str]:
+    here: Any = StudyConfig
+    for part in location:
+        field = getattr(here, "model_fields", {}).get(part)
+        if field is not None:
+            here = field.annotation
+        candidates = [here, *getattr(here, "__args__", ())]
+        here = next((c for c in candidates if hasattr(c, "model_fields")), here)
+    return list(getattr(here, "model_fields", {}))
+
+
+def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
+    def fix(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {k: fix(v, k) for k, v in value.items()}
+        if key == "path" and isinstance(value, str) and not value.startswith(BUILTIN):
+            return str(folder / Path(value).expanduser())
+        return value
+
+    data = config.model_dump(mode="json")
+    for name in ("domains", "eval_sets", "tokenizer"):
+        data[name] = fix(data[name])
+    return StudyConfig.model_validate(data)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as usual, but a key given twice in one mapping is an error, not the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise ConfigError(
+                    f"line {key_node.start_mark.line + 1}: {key!r} is given twice; names must be unique, rename one"
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)

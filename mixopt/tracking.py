@@ -1,0 +1,519 @@
+"""Tracking: a study's ledger shown as MLflow runs. The only door to MLflow.
+
+The projection is a function of the ledger: one run per study, one child run per
+trial. Runs are found again by their tags and metrics carry times that follow from
+the run and the ledger, so projecting twice, from another process or after a crash,
+adds only what is missing. Nothing ever reads from it; `mixopt sync` rebuilds it.
+
+    study run   params of the header, best objective and spending, the mixture
+    trial runs  curve, losses per rung, cost, router loads; kind, status, reason as tags
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+import re
+import socket
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from .errors import ConfigError, ResourceError
+from .fidelity import Fidelity
+from .mixture import Mixture
+from .observation import Observation, Role, Status, Trial
+from .storage import explained_errors
+
+if TYPE_CHECKING:
+    from .study import Study
+
+logger = logging.getLogger(__name__)
+
+Point = tuple[str, float, int]  # metric, value, step
+
+_RUN_STATUS = {
+    Status.PROPOSED: "SCHEDULED",
+    Status.RUNNING: "RUNNING",
+    Status.DONE: "FINISHED",
+    Status.FAILED: "FAILED",
+    Status.ABANDONED: "KILLED",
+}
+_DATABASES = ("postgresql", "mysql", "mssql")
+_ENDED = ("FINISHED", "FAILED", "KILLED")
+_STUDY = ""  # key of the study's own run beside those of the trials
+_LONGEST_TAG = 5000  # MLflow's limit for tag values is 8000 since 3.0, 5000 before
+_CONNECT_SECONDS, _REQUEST_SECONDS = 3, 12
+_REMEDY = "start the server, change run.tracking_uri or --tracking-uri, or use the default SQLite store"
+
+
+class NullTracker:
+    """A tracker that shows nothing."""
+
+    def project(self, study: Study) -> None:
+        """Ignore the study."""
+
+    def finish(self, study: Study, artifacts: Sequence[Path], *, failed: bool = False) -> None:
+        """Ignore the end of the study."""
+
+
+def default_uri(run_directory: Path) -> str:
+    """Return the SQLite store that all studies beside `run_directory` share."""
+    return f"sqlite:///{Path(run_directory).absolute().parent / 'mlflow.db'}"
+
+
+@dataclass
+class _Run:
+    """What is known of one MLflow run, so that an unchanged trial costs no request."""
+
+    id: str
+    start: int
+    status: str
+    params: set[str]
+    synced: str = ""
+    is_new: bool = False
+
+
+class MlflowTracker:
+    """Projects studies to an MLflow server or database.
+
+    A server that dies during a study costs a warning and the projection from there
+    on, never the study. The driver is the only writer.
+
+    Args:
+        uri: `http(s)://...`, `sqlite:///...` or another database MLflow knows.
+        experiment: Name of the MLflow experiment; the study's name if None.
+        artifact_root: Where a new experiment in a database keeps its artifacts;
+            `mlartifacts` beside the run directory if None. A server decides itself.
+
+    Raises:
+        ConfigError: If the URI is of an unknown kind.
+        ResourceError: If the store cannot be reached or written.
+    """
+
+    def __init__(self, uri: str, *, experiment: str | None = None, artifact_root: Path | None = None) -> None:
+        self.uri = uri
+        self.active = True
+        self._experiment = experiment
+        self._artifact_root = artifact_root
+        self._directory: str | None = None
+        self._experiment_id = ""
+        self._runs: dict[str, _Run] = {}
+        self._sent: set[Any] = set()
+        self._client = self._connect()
+
+    def project(self, study: Study) -> None:
+        """Bring the projection up to date with the ledger; doing it twice changes nothing."""
+        self._attempt(lambda: self._project(study))
+
+    def finish(self, study: Study, artifacts: Sequence[Path], *, failed: bool = False) -> None:
+        """Attach artifacts to the study's own run and end every run nobody works on."""
+        self._attempt(lambda: self._finish(study, artifacts, "FAILED" if failed else "FINISHED"))
+
+    # --- the connection ------------------------------------------------------
+
+    def _connect(self) -> Any:
+        """Return a client that has answered one request, within 15 seconds for a server."""
+        with _opening(self.uri):
+            # Read by MLflow at import. A request MLflow repeats could create a run twice; `_attempt` repeats safely.
+            for name, value in {
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "DO_NOT_TRACK": "true",
+                "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_REQUEST_SECONDS),
+                "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+            }.items():
+                os.environ.setdefault(name, value)
+            import mlflow
+            import sqlalchemy.exc
+
+            for name in ("mlflow", "alembic"):
+                logging.getLogger(name).setLevel(logging.WARNING)
+            # Requests' own errors are OSErrors.
+            self._errors = (mlflow.MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError)
+            try:
+                client = mlflow.MlflowClient(tracking_uri=self.uri)
+                client.search_experiments(max_results=1)
+            except (*self._errors, ImportError) as error:
+                message = f"no MLflow store answers at {_shown(self.uri)} ({_first_line(error)}); {_REMEDY}"
+                raise ResourceError(message) from error
+        return client
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Do the work, once more from a fresh look at the store, or stop tracking with one warning."""
+        for is_last in (False, True):
+            if not self.active:
+                return
+            try:
+                work()
+                return
+            except self._errors as error:
+                self._directory = None
+                self.active = not is_last
+                if is_last:
+                    reason = _first_line(error)
+                    logger.warning(
+                        "tracking stopped uri=%s error=%s; run `mixopt sync STUDY` later", _shown(self.uri), reason
+                    )
+
+    # --- finding and making runs ---------------------------------------------
+
+    def _find(self, study: Study) -> None:
+        """Look up the experiment and the runs this study already has there."""
+        directory = str(study.files.path.absolute())
+        self._experiment_id = self._experiment_for(study)
+        self._runs, self._sent = {}, set()
+        quote = '"' if "'" in directory else "'"
+        query, token = f"tags.`mixopt.run_dir` = {quote}{directory}{quote}", None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id], query, order_by=["attributes.start_time DESC"], page_token=token
+            )
+            for run in page:
+                # Should two exist, the older one wins: it comes last.
+                tags = run.data.tags
+                self._runs[tags.get("mixopt.trial", _STUDY)] = _Run(
+                    run.info.run_id,
+                    run.info.start_time,
+                    run.info.status,
+                    set(run.data.params),
+                    tags.get("mixopt.synced", ""),
+                )
+            token = page.token
+            if not token:
+                break
+        self._directory = directory
+
+    def _experiment_for(self, study: Study) -> str:
+        name = self._experiment or study.header.name
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            root = self._artifact_root or study.files.path.absolute().parent / "mlartifacts"
+            location = None if self.uri.startswith("http") else (root.absolute() / name).as_uri()
+            return str(self._client.create_experiment(name, artifact_location=location))
+        if found.lifecycle_stage == "deleted":
+            logger.warning("experiment restored name=%s; it was deleted in MLflow", name)
+            self._client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _ensure(self, key: str, name: str, tags: Mapping[str, str]) -> _Run:
+        if key not in self._runs:
+            run = self._client.create_run(self._experiment_id, tags=dict(tags), run_name=name)
+            self._runs[key] = _Run(run.info.run_id, run.info.start_time, run.info.status, set(), is_new=True)
+        return self._runs[key]
+
+    # --- writing -------------------------------------------------------------
+
+    def _project(self, study: Study) -> None:
+        if self._directory != str(study.files.path.absolute()):
+            self._find(study)
+        parent = self._ensure(_STUDY, study.header.name, {"mixopt.kind": "study", **_shared_tags(study)})
+        results: dict[str, list[Observation]] = {trial.id: [] for trial in study.trials}
+        for observation in study.observations:
+            results[observation.trial].append(observation)
+        objectives = {o.key: study.value(o) for o in study.history().observations}
+        for trial in study.trials:
+            # Losses, not observations: a new evaluation set adds losses to old ones.
+            num_losses = sum(len(observation.losses) for observation in results[trial.id])
+            state = f"{trial.status}:{num_losses}:{len(study.headers)}"
+            if trial.id not in self._runs or self._runs[trial.id].synced != state:
+                self._project_trial(study, trial, results[trial.id], objectives=objectives, parent=parent.id)
+                self._mark(trial, state)
+        if parent.status in _ENDED and not all(trial.status.finished for trial in study.trials):
+            self._set_status(parent, "RUNNING")
+        tags = _study_tags(study)
+        self._write(study, parent, _study_points(study, objectives), params=_study_params(study), tags=tags)
+
+    def _project_trial(
+        self,
+        study: Study,
+        trial: Trial,
+        observations: Sequence[Observation],
+        *,
+        objectives: Mapping[tuple[str, str], float | None],
+        parent: str,
+    ) -> None:
+        tags = {"mlflow.parentRunId": parent, **_trial_tags(trial), **_shared_tags(study)}
+        run = self._ensure(trial.id, _run_name(study, trial), tags)
+        points = _trial_points(study, observations, objectives)
+        if trial.status.finished:
+            points += _curve(study.files.trial(trial.id) / "curve.jsonl")
+        changing = {"mixopt.status": str(trial.status), "mixopt.note": trial.note[:_LONGEST_TAG]}
+        self._write(study, run, points, params=_trial_params(study, trial), tags=changing)
+        # A run written after the fact lasts as long as its trial did, not as long as the writing.
+        seconds = sum(observation.wall_seconds for observation in observations)
+        end = run.start + int(1000 * seconds) if run.is_new and trial.status.finished else None
+        self._set_status(run, _RUN_STATUS[trial.status], end_time=end)
+        run.is_new = False
+
+    def _mark(self, trial: Trial, state: str) -> None:
+        """Note that a run is complete up to `state`; always the last write to it."""
+        self._client.set_tag(self._runs[trial.id].id, "mixopt.synced", state)
+        self._runs[trial.id].synced = state
+
+    def _write(
+        self, study: Study, run: _Run, points: Sequence[Point], *, params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> None:
+        """Send what is new in one request; a param keeps its first value, as MLflow insists."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        # Equal for equal ledgers, so the store drops repetitions; a new header's values are the newer ones.
+        time = run.start + len(study.headers)
+        metrics = [p for p in points if math.isfinite(p[1]) and (run.id, time, *p) not in self._sent]
+        labels = [(k, v) for k, v in tags.items() if v and (run.id, k, v) not in self._sent]
+        settings = {k: v for k, v in params.items() if k not in run.params}
+        if not (metrics or labels or settings):
+            return
+        self._client.log_batch(
+            run.id,
+            [Metric(key, value, time, step) for key, value, step in metrics],
+            [Param(key, str(value)) for key, value in settings.items()],
+            [RunTag(key, value) for key, value in labels],
+        )
+        run.params.update(settings)
+        self._sent.update((run.id, time, *point) for point in metrics)
+        self._sent.update((run.id, *label) for label in labels)
+
+    def _set_status(self, run: _Run, status: str, *, end_time: int | None = None) -> None:
+        if run.status == status:
+            return
+        if status in _ENDED:
+            self._client.set_terminated(run.id, status, end_time)
+        else:
+            self._client.update_run(run.id, status=status)
+        run.status = status
+
+    def _finish(self, study: Study, artifacts: Sequence[Path], status: str) -> None:
+        self._project(study)
+        for path in artifacts:
+            if path.exists():
+                self._client.log_artifact(self._runs[_STUDY].id, str(path))
+            else:
+                logger.warning("artifact missing path=%s; it is left out of MLflow", path)
+        for trial in study.trials:
+            if not trial.status.finished:
+                self._mark(trial, "interrupted")
+                self._set_status(self._runs[trial.id], "KILLED")
+        self._set_status(self._runs[_STUDY], status)
+
+
+# --- what is shown: functions of the ledger ----------------------------------
+
+
+def _shared_tags(study: Study) -> dict[str, str]:
+    # On every run: a filter in the MLflow UI drops the children of runs it keeps.
+    return {"mixopt.study": study.header.name, "mixopt.run_dir": str(study.files.path.absolute())}
+
+
+def _run_name(study: Study, trial: Trial) -> str:
+    if trial.role is not Role.VALIDATION:
+        return f"{trial.id} {trial.fidelity}"
+    seeds = list(dict.fromkeys(t.seed for t in study.trials if t.role is Role.VALIDATION))
+    return f"{trial.label} seed {seeds.index(trial.seed) + 1}"
+
+
+def _trial_tags(trial: Trial) -> dict[str, str]:
+    tags = {
+        "mixopt.kind": str(trial.role),
+        "mixopt.trial": trial.id,
+        "mixopt.fidelity": trial.fidelity,
+        "mixopt.domain": trial.label if trial.role is Role.EXPERT else "",
+        "mixopt.label": trial.label if trial.role is Role.VALIDATION else "",
+        "mixopt.proposed_by": trial.proposed_by,
+        "mixopt.reason": trial.reason[:_LONGEST_TAG],
+        "mixopt.parent_trial": trial.parent or "",
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def _trial_params(study: Study, trial: Trial) -> dict[str, Any]:
+    rung = _rung(study, trial.fidelity)
+    return {
+        "fidelity": trial.fidelity,
+        "seed": trial.seed,
+        "tokens": rung.num_tokens,
+        "params": rung.num_params,
+        "proposed_by": trial.proposed_by,
+        **{f"w.{name}": round(weight, 4) for name, weight in trial.mixture.as_dict().items()},
+    }
+
+
+def _rung(study: Study, name: str) -> Fidelity:
+    """Return a rung of the newest header that knows it; old trials may use one since removed."""
+    return next(rung for header in reversed(study.headers) for rung in header.ladder if rung.name == name)
+
+
+def _trial_points(
+    study: Study, observations: Sequence[Observation], objectives: Mapping[tuple[str, str], float | None]
+) -> list[Point]:
+    """Return the metrics at each rung, with its tokens as step; costs and seconds add up over rungs."""
+    factors = {s.name: s.bits_per_byte for s in study.header.eval_sets if s.num_bytes}
+    points: list[Point] = []
+    totals = dict.fromkeys(("cost", "flops", "process_seconds", "wall_seconds"), 0.0)
+    for o in sorted(observations, key=lambda o: _rung(study, o.fidelity).num_tokens):
+        values = {f"eval/{name}/loss": loss for name, loss in o.losses.items()}
+        values |= {f"eval/{name}/bpb": loss * factors[name] for name, loss in o.losses.items() if name in factors}
+        values |= {f"eval/{name}/accuracy": score for name, score in o.scores.items()}
+        values |= {f"epochs/{name}": passes for name, passes in o.epochs.items()}
+        totals = {name: total + getattr(o, name) for name, total in totals.items()}
+        objective = objectives.get(o.key)
+        values |= totals if objective is None else {**totals, "objective": objective}
+        step = _rung(study, o.fidelity).num_tokens
+        points += [(key, float(value), step) for key, value in values.items()]
+    if observations:
+        points += [
+            (f"load/{layer}.{ffn_expert}", float(load), step)
+            for layer, loads in enumerate(o.router_loads)
+            for ffn_expert, load in enumerate(loads)
+        ]
+    return points
+
+
+def _curve(path: Path) -> list[Point]:
+    """Return the training curve of one trial; a torn line is left out, a missing file is empty."""
+    points: list[Point] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+            points.append(("train/loss", float(entry["loss"]), int(entry["step"])))
+        except (ValueError, KeyError, TypeError):
+            logger.debug("curve line skipped path=%s", path)
+    return points
+
+
+def _study_params(study: Study) -> dict[str, Any]:
+    header = study.header
+    return {
+        "objective": header.objective["expression"],
+        "unit": header.objective["unit"],
+        "ladder": ", ".join(rung.name for rung in header.ladder),
+        "domains": len(header.domains),
+        "budget": header.budget,
+        "seed": header.seed,
+    }
+
+
+def _study_points(study: Study, objectives: Mapping[tuple[str, str], float | None]) -> list[Point]:
+    """Return the running best over the search's results and its spending, both in ledger order."""
+    header, search = study.header, study.history().of(Role.SEARCH)
+    ids, target = {trial.id for trial in search.trials}, header.ladder.target.name
+    points: list[Point] = []
+    best = math.inf
+    done: set[str] = set()
+    for o in study.observations:
+        if o.trial in ids:
+            done.add(o.trial)
+            value = objectives.get(o.key)
+            best = min(best, value) if o.fidelity == target and value is not None else best
+            points.append(("best_objective", best, len(done)))
+    points = list({point[2]: point for point in points}.values())
+    spent = 0.0
+    for count, trial in enumerate(search.trials, start=1):
+        spent += trial.price(header.ladder)
+        points.append(("spent", spent, count))
+    advice = study.recommendation
+    if advice:
+        values = {f"mixture/{name}": weight for name, weight in advice.mixture.as_dict().items()}
+        values["predicted_objective"] = advice.mean.get("objective", math.nan)
+        values["predicted_std"] = advice.std.get("objective", math.nan)
+        values["regret_bound"] = math.nan if advice.regret_bound is None else advice.regret_bound
+        points += [(key, float(value), len(done)) for key, value in values.items()]
+    return points
+
+
+def _study_tags(study: Study) -> dict[str, str]:
+    header = study.header
+    lines = [
+        f"Minimizes `{header.objective['expression']}` ({header.objective['unit'].replace('_', ' ')}) over "
+        f"{len(header.domains)} domains with a budget of {header.budget:g} top-rung runs."
+    ]
+    if study.stopped:
+        lines += ["", f"The search ended: {study.stopped}."]
+    if study.recommendation:
+        lines += ["", *_recommendation_lines(study)]
+    else:
+        lines += ["", "No recommendation yet."]
+    return {"mixopt.status": study.stopped or "searching", "mlflow.note.content": "\n".join(lines)[:_LONGEST_TAG]}
+
+
+def _recommendation_lines(study: Study) -> list[str]:
+    advice = study.recommendation
+    assert advice is not None
+    natural = Mixture.natural(study.header.domains).as_dict()
+    rows = [f"| {name} | {w:.3f} | {natural.get(name, 0.0):.3f} |" for name, w in advice.mixture.as_dict().items()]
+    mean, std = advice.mean.get("objective"), advice.std.get("objective")
+    sure = "" if mean is None or std is None else f"Predicted objective {mean:.4f} ± {std:.4f}. "
+    bound = "" if advice.regret_bound is None else f"Regret bound {advice.regret_bound:.4f} (95 %)."
+    table = ["| domain | recommended | natural |", "|---|---|---|", *rows]
+    return [*table, "", f"{sure}{bound}", "", f"By {advice.recommended_by}: {advice.reason}"]
+
+
+# --- opening a store ---------------------------------------------------------
+
+
+@contextmanager
+def _opening(uri: str) -> Iterator[None]:
+    """Check in seconds what MLflow would take minutes to refuse; hold a new SQLite file alone."""
+    parts = urlsplit(uri)
+    kind = parts.scheme.partition("+")[0]
+    if kind in ("http", "https"):
+        _probe(uri, parts.hostname or "", parts.port or (443 if kind == "https" else 80))
+        yield
+    elif kind == "sqlite":
+        with _alone(_sqlite_path(uri)):
+            yield
+    elif kind in _DATABASES:
+        yield
+    else:
+        raise ConfigError(
+            f"run.tracking_uri: expected http(s)://HOST:PORT, sqlite:///PATH or another database MLflow knows "
+            f"({', '.join(_DATABASES)}), got {_shown(uri)!r}; write for example sqlite:///runs/mlflow.db"
+        )
+
+
+def _probe(uri: str, host: str, port: int) -> None:
+    scheme = urlsplit(uri).scheme
+    if urllib.request.getproxies().get(scheme) and not urllib.request.proxy_bypass(host):
+        return
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        message = f"no MLflow server answers at {_shown(uri)} ({_first_line(error)}); {_REMEDY}"
+        raise ResourceError(message) from error
+
+
+def _sqlite_path(uri: str) -> Path:
+    path = uri.partition("?")[0].partition(":///")[2]
+    if not path or path == ":memory:":
+        raise ConfigError(f"run.tracking_uri: {uri!r} names no file; write for example sqlite:///runs/mlflow.db")
+    return Path(path)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock beside a SQLite store while it is opened: two processes that create its tables clash."""
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        with explained_errors(lock):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("ab").close()
+            file = lock.open("a")
+    except (OSError, ResourceError) as error:
+        raise ResourceError(f"cannot write the MLflow store {path} ({_first_line(error)}); {_REMEDY}") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _shown(uri: str) -> str:
+    return re.sub(r"://[^/@]*@", "://***@", uri)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,256 @@
+"""Multi-fidelity Bayesian optimization of mixtures: the optimizer `mfbo`.
+
+An initial design (`initial.py`), then a surrogate per column (`surrogate.py`) and the
+action with the largest knowledge gradient per charge (`choice.py`), one slot of the
+batch at a time. A function of the history: fits are remembered only by what determines
+them. Pool, base samples and local optimizers draw from named streams of one seed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from mixopt import seeding
+from mixopt.constraints import Constraints
+from mixopt.errors import ConfigError
+from mixopt.fidelity import Ladder
+from mixopt.identity import fingerprint
+from mixopt.mixture import Array, Mixture
+from mixopt.objective import Objective
+from mixopt.observation import History, Role, Status
+from mixopt.proposal import Prediction, Proposal, Recommendation
+from mixopt.protocols import Predictor
+
+from . import convex, simplex
+from .acquisition import NUM_NORMALS, Beliefs, antithetic_normals
+from .batch import Batch
+from .choice import Action
+from .convex import KLPenalty, Reduction
+from .encoding import Encoder, Evidence
+from .initial import Slot, affordable, initial_design
+from .posterior import best_mixture, make_pool, predict, regret_bound, scored
+from .surrogate import Surrogate
+
+logger = logging.getLogger(__name__)
+
+_REMEMBERED = 4
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What follows from the evidence alone: fits, pool, beliefs, and the best mixture."""
+
+    surrogate: Surrogate
+    beliefs: Beliefs
+    best: Array
+
+
+@dataclass(frozen=True, eq=False)
+class MultiFidelityOptimizer:
+    """Expected gain per charge over mixtures, rungs and continuations.
+
+    Attributes:
+        constraints: Feasible mixtures.
+        ladder: Rungs that can be bought; the last is the target.
+        objective: What is minimized.
+        predictor: Prior mean such as the MDE, or None.
+        seed: Root of all randomness.
+        initial: Number of search trials before the acquisition decides.
+        price: Objective units that one run of the top rung must be expected to gain.
+        reference: Mixture of the KL penalty and center of the initial design, or None.
+        kl_weight: Objective units per nat of KL(mixture || reference).
+    """
+
+    constraints: Constraints
+    ladder: Ladder
+    objective: Objective
+    predictor: Predictor | None
+    seed: int
+    initial: int
+    price: float = 0.0
+    reference: Mixture | None = None
+    kl_weight: float = 0.0
+    _memory: OrderedDict[str, _State] = field(default_factory=OrderedDict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.kl_weight < 0 or (self.kl_weight > 0 and self.reference is None):
+            raise ConfigError(
+                f"kl_weight must be 0, or positive with a reference mixture, got {self.kl_weight:g}; name a reference"
+            )
+
+    @property
+    def name(self) -> str:
+        """`mfbo`."""
+        return "mfbo"
+
+    def propose(self, history: History, num: int, *, budget: float) -> Sequence[Proposal]:
+        """Return up to `num` proposals; empty when nothing is affordable or worth its price."""
+        search = history.of(Role.SEARCH)
+        count = len(search.trials)
+        batch = Batch(self.constraints, self.ladder, budget=budget)
+        for trial in search.trials:
+            if trial.status is not Status.DONE:
+                batch.taken.append((trial.mixture.over(self.constraints.domains).weights, trial.fidelity))
+        slots = self._design()[count : count + num]
+        proposals = [self._begin(batch, slot) for slot in slots]
+        if num > len(slots):
+            proposals += self._buy(batch, history, num - len(slots))
+        return [proposal for proposal in proposals if proposal is not None]
+
+    def recommend(self, history: History) -> Recommendation:
+        """Return the minimum of the posterior mean of the objective at the target."""
+        state = self._state(history)
+        mixture = simplex.clean(state.best, self.constraints)
+        target = self.ladder.target.name
+        believed = predict(state.surrogate, self.objective, mixture.weights[None], position=1.0, seed=self.seed)
+        names = [*self.objective.columns, "objective"]
+        bound = regret_bound(state.beliefs, mixture.weights, seed=seeding.derive(self.seed, "regret"))
+        support = self._support(history)
+        return Recommendation(
+            mixture=mixture,
+            fidelity=target,
+            mean={name: float(believed[name][0][0]) for name in names},
+            std={name: float(believed[name][1][0]) for name in names},
+            regret_bound=bound,
+            support=support,
+            recommended_by=self.name,
+            reason=_reason(len(support), self._optimum is not None, bound),
+        )
+
+    def predict(self, history: History, mixtures: Sequence[Mixture], *, fidelity: str) -> Prediction:
+        """Return means and standard deviations of all known columns and the objective."""
+        state = self._state(history)
+        weights = np.array([m.over(self.constraints.domains).weights for m in mixtures])
+        position = self.ladder.position(fidelity)
+        believed = predict(state.surrogate, self.objective, weights, position=position, seed=self.seed)
+        return Prediction(
+            fidelity,
+            {name: mean for name, (mean, _) in believed.items()},
+            {name: std for name, (_, std) in believed.items()},
+        )
+
+    def _begin(self, batch: Batch, slot: Slot) -> Proposal | None:
+        """Turn a slot of the initial design into a proposal, if it is affordable and new."""
+        rung = affordable(slot.fidelity, self.ladder, batch.budget)
+        mixture = simplex.clean(slot.weights, self.constraints)
+        if rung is None or batch.is_taken(mixture.weights, rung):
+            logger.info("initial slot dropped fidelity=%s budget=%.3g", slot.fidelity, batch.budget)
+            return None
+        batch.add(mixture.weights, rung, self.ladder.price(rung))
+        reason = slot.reason if rung == slot.fidelity else f"{slot.reason}; moved to {rung}, which the budget pays"
+        return Proposal(mixture, rung, None, reason, proposed_by=self.name)
+
+    def _buy(self, batch: Batch, history: History, num: int) -> list[Proposal | None]:
+        """Buy up to `num` actions one by one, each believed before the next is chosen."""
+        if not batch.affords(min(self.ladder.price(r.name) for r in self.ladder)) and not history.trials:
+            return []
+        state, count = self._state(history), len(history.of(Role.SEARCH).trials)
+        batch.open(state.beliefs, history, state.surrogate.evidence)
+        seed = seeding.derive(self.seed, "propose", count)
+        normals = antithetic_normals(NUM_NORMALS, len(self.objective.columns), seed)
+        proposals: list[Proposal | None] = []
+        for slot in range(num):
+            action = batch.best(normals, seed=seeding.derive(seed, slot))
+            if action is None or action.rate < self.price:
+                break
+            batch.buy(action)
+            proposals.append(self._proposal(action, state.best))
+        return proposals
+
+    def _proposal(self, action: Action, best: Array) -> Proposal:
+        mixture = Mixture.normalized(self.constraints.domains, action.weights)
+        far = 0.5 * float(np.abs(action.weights - best).sum())
+        what = f"continues {action.parent.trial} to {action.fidelity}" if action.parent else f"new run at {action.fidelity}"
+        return Proposal(
+            mixture,
+            action.fidelity,
+            action.rate,
+            f"expected gain {action.rate:.3g} per run ({action.gain:.3g} at price {action.price:.3g}): {what}, "
+            f"{far:.0%} of the tokens away from the best mixture known",
+            parent=action.parent.trial if action.parent else None,
+            parent_fidelity=action.parent.fidelity if action.parent else None,
+            proposed_by=self.name if action.refined else f"{self.name}:pool",
+        )
+
+    def _state(self, history: History) -> _State:
+        """Return fits and pool; remembered by the evidence that determines them."""
+        evidence = Evidence.of(history, self.ladder, self.constraints.domains)
+        key = fingerprint(evidence.plain())
+        if key not in self._memory:
+            self._memory[key] = self._learn(evidence)
+            while len(self._memory) > _REMEMBERED:
+                self._memory.popitem(last=False)
+        state = self._memory[key]
+        # Equal rows may come with other trials pending: only the numbering of trials differs.
+        return replace(state, surrogate=state.surrogate.with_evidence(evidence))
+
+    def _learn(self, evidence: Evidence) -> _State:
+        surrogate, penalty = Surrogate(self._encoder, evidence), self._penalty
+        anchors = np.stack([w for w in (self._optimum, self._center) if w is not None])
+        pool = make_pool(self.constraints, anchors[:1], evidence.weights, self.seed)
+        starts = np.concatenate([anchors[:1], pool[np.argsort(scored(surrogate, self.objective, pool, penalty))[:2]]])
+        best = best_mixture(surrogate, self.objective, constraints=self.constraints, starts=starts, penalty=penalty)
+        pool = make_pool(self.constraints, np.stack([best, anchors[0]]), evidence.weights, self.seed)
+        columns = tuple(surrogate.column(name) for name in self.objective.columns)
+        points = torch.tensor(pool)
+        with torch.no_grad():
+            beliefs = Beliefs(self._encoder, columns, Reduction.of(self.objective), penalty, points, self._encoder.encode(points))
+        return _State(surrogate, beliefs, best)
+
+    def _design(self) -> list[Slot]:
+        return initial_design(
+            self.initial,
+            constraints=self.constraints,
+            ladder=self.ladder,
+            optimum=self._optimum,
+            center=self._center,
+            seed=self.seed,
+        )
+
+    def _support(self, history: History) -> tuple[str, ...]:
+        observed = {observation.trial for observation in history.observations}
+        return tuple(t.id for t in history.trials if t.id in observed and t.role is not Role.VALIDATION)
+
+    @cached_property
+    def _center(self) -> Array:
+        if self.reference is None:
+            return self.constraints.interior_point()
+        return self.constraints.pull_inside(self.reference.over(self.constraints.domains).weights)[0]
+
+    @cached_property
+    def _penalty(self) -> KLPenalty:
+        reference = self._center if self.reference is None else self.reference.over(self.constraints.domains).weights
+        return KLPenalty(reference, self.kl_weight)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder.of(self.predictor, self.constraints, self.seed)
+
+    @cached_property
+    def _optimum(self) -> Array | None:
+        """The predictor's optimum, or None without a predictor of the objective."""
+        if self.predictor is None:
+            return None
+        rng = seeding.generator(self.seed, "optimum")
+        starts = np.stack([self._center, simplex.sample(self.constraints, 1, rng)[0]])
+        return convex.predictor_optimum(
+            self.predictor, self.objective, constraints=self.constraints, starts=starts, penalty=self._penalty
+        )
+
+
+def _reason(num_trials: int, knows: bool, bound: float) -> str:
+    """Say in words what a recommendation rests on."""
+    basis = f"{num_trials} measured trials" if num_trials else "no measured trial"
+    if knows:
+        basis = f"the predictor and {basis}" if num_trials else "the predictor alone"
+    return (
+        f"smallest posterior mean of the objective at the target, from {basis}; "
+        f"with probability 0.95 no mixture is better by more than {bound:.3g}"
+    )

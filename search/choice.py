@@ -1,0 +1,195 @@
+"""Which run to buy next: the action with the largest expected gain per charge.
+
+Actions are fresh runs at any rung, over the whole polytope, and continuations of
+finished trials to higher rungs of their model shape. All rungs are compared on the
+pool first; only the two most promising are refined by continuous optimization.
+Dividing the gain by the charge follows Snoek et al. 2012 (arXiv:1206.2944, Section 3.2).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from botorch.exceptions.errors import BotorchError
+from botorch.optim import optimize_acqf
+from botorch.utils.sampling import manual_seed
+from torch import Tensor
+
+from mixopt.constraints import Constraints
+from mixopt.fidelity import Fidelity, Ladder
+from mixopt.mixture import Array
+
+from . import simplex
+from .acquisition import Beliefs, KnowledgeGradient
+
+logger = logging.getLogger(__name__)
+
+NUM_REFINED_RUNGS = 2
+WORTH_REFINING = 0.5  # share of the best rate that a rung's best pool point must reach
+NUM_STARTS = 3
+_MAX_STEPS = 10
+_SAME = 1e-3  # total variation below which two mixtures count as one
+_NEGLIGIBLE = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Parent:
+    """A finished trial that can be continued.
+
+    Attributes:
+        trial: Its id.
+        weights: (K,) its mixture.
+        fidelity: Rung it reached.
+        group: Number of its root.
+    """
+
+    trial: str
+    weights: Array
+    fidelity: str
+    group: float
+
+
+@dataclass(frozen=True, eq=False)
+class Action:
+    """A run that could be bought.
+
+    Attributes:
+        weights: (K,) mixture.
+        fidelity: Rung it trains to.
+        price: Charge, in runs of the top rung.
+        gain: Expected gain, objective units.
+        group: Number of its trial's root.
+        parent: Trial it continues, or None.
+        refined: False if continuous optimization failed and a pool point stands in.
+    """
+
+    weights: Array
+    fidelity: str
+    price: float
+    gain: float
+    group: float
+    parent: Parent | None = None
+    refined: bool = True
+
+    @property
+    def rate(self) -> float:
+        """Expected gain per run of the top rung."""
+        return self.gain / self.price
+
+
+@dataclass(frozen=True, eq=False)
+class Market:
+    """What can be bought now.
+
+    Attributes:
+        constraints: The polytope.
+        ladder: All rungs.
+        parents: Trials that can be continued.
+        taken: (weights, rung) that are pending or failed and must not be bought again.
+        budget: Runs of the top rung.
+        group: Number of a fresh trial.
+        seed: For the continuous optimizer.
+    """
+
+    constraints: Constraints
+    ladder: Ladder
+    parents: Sequence[Parent]
+    taken: Sequence[tuple[Array, str]]
+    budget: float
+    group: float
+    seed: int
+
+    def best(self, beliefs: Beliefs, normals: Tensor) -> Action | None:
+        """Return the affordable action with the largest gain per charge, or None."""
+        pooled = sorted(self._fresh(beliefs, normals), key=lambda pair: -pair[0].rate)
+        actions = [action for action, _ in pooled] + list(self._continued(beliefs, normals))
+        bar = WORTH_REFINING * max((action.rate for action in actions), default=0.0)
+        promising = [pair for pair in pooled[:NUM_REFINED_RUNGS] if pair[0].rate >= bar]
+        actions = [self._refine(beliefs, normals, *pair) for pair in promising] + actions
+        return max(actions, key=lambda action: action.rate, default=None)
+
+    def affords(self, price: float) -> bool:
+        """Whether the budget pays a charge."""
+        return price <= self.budget + 1e-9
+
+    def is_taken(self, weights: Array, fidelity: str) -> bool:
+        """Whether a mixture is already pending, or failed, at a rung."""
+        return any(rung == fidelity and same_mixture(w, weights) for w, rung in self.taken)
+
+    def _fresh(self, beliefs: Beliefs, normals: Tensor) -> Iterable[tuple[Action, Array]]:
+        """Yield per rung the best action of the pool, and (R, K) points to refine it from."""
+        for rung in self.ladder:
+            if not self.affords(rung.cost):
+                continue
+            gains = self._gains(beliefs, normals, rung.name)
+            open_points = [i for i in np.argsort(-gains, kind="stable") if not self.is_taken(beliefs.pool[i].numpy(), rung.name)]
+            if open_points:
+                starts = beliefs.pool[open_points[:NUM_STARTS]].numpy()
+                yield Action(starts[0], rung.name, rung.cost, float(gains[open_points[0]]), self.group), starts
+
+    def _gains(self, beliefs: Beliefs, normals: Tensor, fidelity: str, weights: Tensor | None = None) -> Array:
+        points = beliefs.pool if weights is None else weights
+        acquisition = KnowledgeGradient(beliefs, normals, self.ladder.position(fidelity), self.group)
+        with torch.no_grad():
+            gains = acquisition.gain(points, torch.full((len(points),), self.group, dtype=torch.float64))
+        return np.asarray(gains.numpy(), dtype=np.float64)
+
+    def _refine(self, beliefs: Beliefs, normals: Tensor, action: Action, starts: Array) -> Action:
+        if action.gain <= _NEGLIGIBLE or not simplex.has_freedom(self.constraints):
+            return action
+        position = self.ladder.position(action.fidelity)
+        acquisition = KnowledgeGradient(beliefs, normals, position, self.group, unit=action.gain)
+        try:
+            found = self._optimize(acquisition, starts)
+        except (BotorchError, RuntimeError, ValueError) as error:
+            logger.warning("acquisition not refined, pool point taken fidelity=%s error=%s", action.fidelity, error)
+            return Action(action.weights, action.fidelity, action.price, action.gain, action.group, refined=False)
+        weights = simplex.clean(found, self.constraints).weights
+        gain = float(self._gains(beliefs, normals, action.fidelity, torch.tensor(weights)[None])[0])
+        if gain <= action.gain or self.is_taken(weights, action.fidelity):
+            return action
+        return Action(weights, action.fidelity, action.price, gain, action.group)
+
+    def _optimize(self, acquisition: KnowledgeGradient, starts: Array) -> Array:
+        with manual_seed(self.seed % 2**31), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # step limits are meant; the best point found is what counts
+            found, _ = optimize_acqf(
+                acquisition,
+                bounds=simplex.bounds(self.constraints),
+                q=1,
+                num_restarts=len(starts),
+                batch_initial_conditions=torch.tensor(starts)[:, None],
+                equality_constraints=simplex.equalities(self.constraints),
+                inequality_constraints=simplex.inequalities(self.constraints) or None,
+                options={"maxiter": _MAX_STEPS},
+            )
+        return np.asarray(found[0].detach().numpy(), dtype=np.float64)
+
+    def _continued(self, beliefs: Beliefs, normals: Tensor) -> Iterable[Action]:
+        for rung in self.ladder:
+            able = [p for p in self.parents if self._continues(p, rung)]
+            if not able:
+                continue
+            acquisition = KnowledgeGradient(beliefs, normals, self.ladder.position(rung.name), self.group)
+            groups = torch.tensor([p.group for p in able], dtype=torch.float64)
+            with torch.no_grad():
+                gains = acquisition.gain(torch.tensor(np.array([p.weights for p in able])), groups)
+            for parent, gain in zip(able, gains.tolist(), strict=True):
+                price = self.ladder.price(rung.name, start=parent.fidelity)
+                yield Action(parent.weights, rung.name, price, gain, parent.group, parent)
+
+    def _continues(self, parent: Parent, rung: Fidelity) -> bool:
+        reached = self.ladder[parent.fidelity]
+        higher = rung.model == reached.model and rung.num_tokens > reached.num_tokens
+        affordable = higher and self.affords(self.ladder.price(rung.name, start=parent.fidelity))
+        return affordable and not self.is_taken(parent.weights, rung.name)
+
+
+def same_mixture(a: Array, b: Array) -> bool:
+    """Whether two (K,) weights differ in less than 0.1% of the tokens."""
+    return 0.5 * float(np.abs(a - b).sum()) < _SAME

@@ -1,0 +1,138 @@
+"""What the surrogate says: predictions, the best mixture, and how much better another could be.
+
+Aggregates columns to the objective after prediction. A sum is exact; a maximum is
+measured on seeded samples. The best mixture minimizes the objective of the posterior
+means, which for a maximum leaves out the spread inside it. S samples, M mixtures.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mixopt import seeding
+from mixopt.constraints import Constraints
+from mixopt.mixture import Array
+from mixopt.objective import Objective
+
+from . import convex, simplex
+from .acquisition import TARGET, Beliefs
+from .convex import KLPenalty, Reduction
+from .surrogate import Surrogate
+
+NUM_SAMPLES = 512
+REGRET_LEVEL = 0.95
+_NUM_AROUND = 56
+_NUM_FILLING = 80
+_NUM_OBSERVED = 60  # the latest ones: older measured mixtures that matter are near the best one
+_STRENGTHS = (20.0, 100.0)  # wide and narrow Dirichlet clouds
+
+
+def predict(
+    surrogate: Surrogate, objective: Objective, weights: Array, *, position: float, seed: int
+) -> dict[str, tuple[Array, Array]]:
+    """Return {column: (means, standard deviations)}, (M,) each, and `objective`.
+
+    Args:
+        surrogate: The posterior.
+        objective: What is minimized; penalties are not part of it.
+        weights: (M, K) mixtures.
+        position: Rung position in [0, 1].
+        seed: For the samples of a maximum.
+    """
+    believed = {}
+    with torch.no_grad():
+        encoded = surrogate.encoder.encode(torch.tensor(weights))
+        for name in dict.fromkeys([*objective.columns, *surrogate.known_columns()]):
+            column = surrogate.column(name)
+            rows = column.rows(encoded, position)
+            believed[name] = (column.mean(rows).numpy(), column.std(rows).numpy())
+    believed["objective"] = _aggregate(objective, believed, seeding.generator(seed, "predict"))
+    return believed
+
+
+def _aggregate(
+    objective: Objective, believed: dict[str, tuple[Array, Array]], rng: np.random.Generator
+) -> tuple[Array, Array]:
+    means = np.stack([believed[name][0] for name in objective.columns], axis=-1)
+    stds = np.stack([believed[name][1] for name in objective.columns], axis=-1)
+    if objective.reduction == "sum":
+        return means @ objective.weights, np.sqrt(stds**2 @ objective.weights**2)
+    normals = rng.standard_normal((NUM_SAMPLES, 1, means.shape[-1]))
+    samples = Reduction.of(objective).value(means + stds * np.concatenate([normals, -normals]))
+    return np.asarray(samples.mean(0)), np.asarray(samples.std(0))
+
+
+def best_mixture(
+    surrogate: Surrogate, objective: Objective, *, constraints: Constraints, starts: Array, penalty: KLPenalty
+) -> Array:
+    """Return the feasible (K,) weights with the smallest objective of the posterior means at the target."""
+    fitted = [surrogate.column(name) for name in objective.columns]
+    reduction = Reduction.of(objective)
+
+    def columns(weights: Array) -> tuple[Array, Array]:
+        point = torch.tensor(np.maximum(weights, 0))[None].requires_grad_(True)
+        encoded = surrogate.encoder.encode(point)
+        values = torch.stack([column.mean(column.rows(encoded, TARGET))[0] for column in fitted])
+        if reduction.kind == "sum":  # one derivative instead of J
+            values = reduction.tensor(values)[None]
+        slopes = [torch.autograd.grad(value, point, retain_graph=True)[0][0] for value in values]
+        return values.detach().numpy(), torch.stack(slopes).numpy()
+
+    whole = Reduction(np.ones(1), "sum") if reduction.kind == "sum" else reduction
+    return convex.minimize(columns, whole, constraints=constraints, starts=starts, penalty=penalty)
+
+
+def scored(surrogate: Surrogate, objective: Objective, weights: Array, penalty: KLPenalty) -> Array:
+    """Return (M,) objectives of the posterior means at the target, penalty included."""
+    reduction = Reduction.of(objective)
+    with torch.no_grad():
+        encoded = surrogate.encoder.encode(torch.tensor(weights))
+        fitted = [surrogate.column(name) for name in objective.columns]
+        means = torch.stack([column.mean(column.rows(encoded, TARGET)) for column in fitted], dim=-1)
+    return reduction.value(means.numpy()) + penalty.value(weights)
+
+
+def make_pool(constraints: Constraints, anchors: Array, observed: Array, seed: int) -> Array:
+    """Return up to about 260 feasible (M, K) mixtures that may turn out best.
+
+    Args:
+        constraints: The polytope.
+        anchors: (R, K) optimum of predictor or surrogate; first in the pool, with clouds around them.
+        observed: (N, K) mixtures that were measured, oldest first.
+        seed: Root seed.
+    """
+    rng = seeding.generator(seed, "pool", len(observed))
+    num = max(1, _NUM_AROUND // len(anchors))
+    clouds = [
+        simplex.sample_around(anchor, strength, constraints=constraints, num=num, rng=rng)
+        for anchor in anchors
+        for strength in _STRENGTHS
+    ]
+    inside = observed[[constraints.violation(w) <= 1e-7 for w in observed]] if len(observed) else observed
+    filling = simplex.sobol(constraints, _NUM_FILLING, seeding.derive(seed, "pool", "sobol") % 2**32)
+    distinct = np.unique(inside[::-1][:_NUM_OBSERVED], axis=0)
+    return np.concatenate([anchors, distinct.reshape(-1, anchors.shape[-1]), *clouds, filling])
+
+
+def regret_bound(beliefs: Beliefs, weights: Array, *, seed: int) -> float:
+    """Return the 0.95 quantile of how much better the best pool mixture is than `weights`.
+
+    Joint posterior samples at the target rung, penalty included; objective units, >= 0.
+
+    Args:
+        beliefs: Posterior and pool.
+        weights: (K,) the recommended mixture.
+        seed: For the samples.
+    """
+    points = torch.cat([torch.tensor(weights)[None], beliefs.pool])
+    generator = torch.Generator().manual_seed(seed % 2**31)
+    with torch.no_grad():
+        encoded = beliefs.encoder.encode(points)
+        draws = []
+        for column in beliefs.columns:
+            normals = torch.randn(NUM_SAMPLES, len(points), dtype=torch.float64, generator=generator)
+            draws.append(column.samples(column.rows(encoded, TARGET), normals))
+        values = beliefs.reduction.tensor(torch.stack(draws, dim=-1)) + beliefs.penalty.tensor(points)
+        regrets = (values[:, 0] - values.min(-1).values).clamp_min(0)
+    return float(torch.quantile(regrets, REGRET_LEVEL))
