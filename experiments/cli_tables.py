@@ -73,12 +73,12 @@ def final_tables(location: Location, study: Study, summary: dict[str, Any]) -> I
     contenders = summary["contenders"]
     unit = UNIT_LABELS[study.header.objective["unit"]]
     labels = [item["label"] for item in contenders]
-    weights = _table("Mixture weights (shares of tokens)", "domain", *labels, "epochs (recommended)")
+    title = f"Mixture weights, shares of tokens (epochs at {summary['epochs_at_tokens']:,} training tokens)"
+    weights = _table(title, "domain", *labels)
     for domain in study.header.domain_names:
-        row = [f"{item['weights'][domain]:.3f}" for item in contenders]
-        weights.add_row(domain, *row, f"{contenders[0]['epochs'][domain]:.2f}")
+        row = [f"{item['weights'][domain]:.3f} ({item['epochs'][domain]:.2f})" for item in contenders]
+        weights.add_row(domain, *row)
     yield weights
-    yield Text(f"Epochs at {summary['epochs_at_tokens']:,} training tokens.", style="dim")
     yield from _losses(study, summary, unit)
     spent = _table("Cost", "phase", "trials", "top-rung runs", "CPU time")
     for row in summary["costs"]:
@@ -95,15 +95,22 @@ def final_tables(location: Location, study: Study, summary: dict[str, Any]) -> I
 
 
 def _losses(study: Study, summary: dict[str, Any], unit: str) -> Iterator[RenderableType]:
-    target = study.header.ladder.target.name
-    seeds = max((row["num_seeds"] for row in summary["comparison"]), default=0)
-    title = f"Losses at rung {target}, {unit}: predicted ± std, measured on {seeds} fresh seeds ± std over seeds"
-    table = _table(title, "column", "mixture", "predicted", "measured", "minus recommended ± s.e.")
-    for row in summary["comparison"]:
-        gap = plus_minus(row["difference"], row["standard_error"]) if row["label"] != "recommended" else ""
+    rows = summary["comparison"]
+    seeds = max((row["num_seeds"] for row in rows), default=0)
+    title = f"Objective at rung {study.header.ladder.target.name}, {unit}, on {seeds} fresh seeds"
+    table = _table(title, "mixture", "predicted", "measured", "minus recommended")
+    for row in (r for r in rows if r["column"] == "objective"):
+        gap = "" if row["label"] == "recommended" else plus_minus(row["difference"], row["standard_error"])
         predicted = plus_minus(row["predicted_mean"], row["predicted_std"])
-        table.add_row(row["column"], row["label"], predicted, plus_minus(row["mean"], row["spread"]), gap)
+        table.add_row(row["label"], predicted, plus_minus(row["mean"], row["spread"]), gap)
     yield table
+    yield Text("± is one standard deviation; in the last column the standard error of the paired difference.", style="dim")
+    labels = [c["label"] for c in summary["contenders"]]
+    measured = _table(f"Measured losses, {unit}", "column", *labels)
+    for column in dict.fromkeys(row["column"] for row in rows if row["column"] != "objective"):
+        found = {r["label"]: r for r in rows if r["column"] == column}
+        measured.add_row(column, *(plus_minus(found[label]["mean"], found[label]["spread"]) for label in labels))
+    yield measured
     from .report import compare, gain_sentences
 
     for sentence in gain_sentences(study, compare(study)):
@@ -111,7 +118,8 @@ def _losses(study: Study, summary: dict[str, Any], unit: str) -> Iterator[Render
     recommendation = study.recommendation
     if recommendation and recommendation.regret_bound is not None:
         yield Text(
-            f"With probability 0.95 no mixture is better by more than {recommendation.regret_bound:.4f} {unit}, under the surrogate."
+            f"With probability 0.95 no mixture is better by more than {recommendation.regret_bound:.4f} {unit}, "
+            "under the surrogate."
         )
 
 

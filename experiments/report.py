@@ -94,7 +94,7 @@ class PhaseCost:
         num_done: Trials that finished with a result.
         cost: Charge in runs of the top rung, failed and pending trials included.
         process_seconds: CPU seconds.
-        wall_seconds: Wall seconds summed over stacks; less passes when several run at a time.
+        wall_seconds: Wall seconds of the workers; less passes when several run at a time.
     """
 
     role: str
@@ -172,8 +172,6 @@ def costs(study: Study) -> list[PhaseCost]:
     for role in Role:
         history = study.history().of(role)
         if history.trials:
-            # Trials of one stack carry the same wall seconds: counted once.
-            stacks = {(o.fidelity, o.wall_seconds) for o in history.observations}
             phases.append(
                 PhaseCost(
                     str(role),
@@ -181,7 +179,7 @@ def costs(study: Study) -> list[PhaseCost]:
                     sum(trial.status is Status.DONE for trial in history.trials),
                     history.spent(ladder),
                     sum(o.process_seconds for o in history.observations),
-                    sum(seconds for _, seconds in stacks),
+                    sum(o.wall_seconds for o in history.observations),
                 )
             )
     return phases

@@ -119,7 +119,7 @@ class ModelConfig(_Section):
     warmup_steps: int = Field(20, ge=1, description="steps of linear warm-up")
     weight_decay: float = Field(0.1, ge=0, description="decay of matrices")
     clip: float = Field(1.0, gt=0, description="largest gradient norm per model")
-    ema: float = Field(0.98, ge=0, lt=1, description="decay of the averaged weights, per step")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights, per step")
     balance_step: float = Field(0.01, ge=0, description="step of the loss-free balancing bias")
 
 

@@ -169,7 +169,10 @@ class Constraints:
         slack = np.concatenate([self.upper, -self.lower, limits]) - rows @ center
         rise = step @ rows.T
         with np.errstate(divide="ignore", invalid="ignore"):
-            reach = np.where(rise > 1e-15, np.maximum(slack, 0) / rise, np.inf).min(-1, keepdims=True)
+            # A point that misses a limit by rounding only is not moved: an equality has no slack to share.
+            reach = np.where(rise > np.maximum(slack, 0) + 1e-9, np.maximum(slack, 0) / rise, np.inf).min(
+                -1, keepdims=True
+            )
         inside = np.clip(center + np.minimum(1.0, reach) * step, self.lower, self.upper)
         return np.asarray(inside / inside.sum(-1, keepdims=True), dtype=np.float64)
 

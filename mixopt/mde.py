@@ -15,15 +15,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import convex
 from .constraints import Constraints
+from .convex import KLPenalty, Reduction
 from .errors import MixtureError, StudyError
 from .mixture import Array, Mixture
 from .objective import Objective
+from .protocols import Predictor
 
 _BLOCK_TOKENS = 8192
 
@@ -154,83 +156,45 @@ class Optimum:
 
 
 def minimize(
-    predictor: Any, objective: Objective, constraints: Constraints, *, reference: Mixture | None = None, kl: float = 0.0
+    predictor: Predictor,
+    objective: Objective,
+    constraints: Constraints,
+    *,
+    reference: Mixture | None = None,
+    kl: float = 0.0,
 ) -> Optimum:
     """Minimize the predicted objective over the feasible mixtures.
 
-    Convex for objectives with non-negative weights on losses. Solved by sequential
-    quadratic programming with exact gradients (a maximum in epigraph form); the gap is
-    the Frank-Wolfe gap from one linear program, and infinite for a maximum.
+    Convex, so the optimum is global, for objectives with non-negative weights on losses
+    of the MDE. The gap is the Frank-Wolfe gap from one linear program; a maximum has
+    no gradient to certify with and reports an infinite one.
 
     Args:
-        predictor: A `Predictor` (the MDE or a relative).
+        predictor: The MDE or a relative.
         objective: What to minimize; its columns must be losses the predictor knows.
         constraints: The feasible set.
-        reference: Mixture of the KL term.
+        reference: Mixture of the KL term; needed if `kl` is positive.
         kl: Weight of `KL(weights || reference)`, in objective units.
+
+    Source: MixMin, arXiv:2502.10510 (the convex program); the gap is METHODS 1.2.
     """
-    from scipy.optimize import minimize as scipy_minimize
-
-    names = [column.removeprefix("loss/") for column in objective.columns]
-    at = [predictor.eval_sets.index(name) for name in names]
-    epigraph = objective.reduction == "max"
-    k = len(constraints.domains)
-
-    def terms(weights: Array) -> Array:
-        return np.asarray(predictor.predict(weights[None])[0, at] * objective.weights)
-
-    def jacobian(weights: Array) -> Array:
-        return np.asarray(predictor.gradient(weights[None])[0, at] * objective.weights[:, None])
-
-    def penalty(weights: Array) -> tuple[float, Array]:
-        if reference is None or kl == 0:
-            return 0.0, np.zeros(k)
-        ratio = np.log(np.maximum(weights, 1e-12) / np.maximum(reference.weights, 1e-12))
-        return kl * float(weights @ ratio), kl * (ratio + 1)
-
-    def value(x: Array) -> float:
-        extra = penalty(x[:k])[0]
-        return float(x[k] if epigraph else terms(x[:k]).sum()) + extra
-
-    def slope(x: Array) -> Array:
-        extra = penalty(x[:k])[1]
-        return np.append(extra, 1.0) if epigraph else jacobian(x[:k]).sum(axis=0) + extra
-
+    at = [predictor.eval_sets.index(name.removeprefix("loss/")) for name in objective.columns]
     start = constraints.interior_point()
-    matrix, limits = constraints.inequalities()
-    pad = np.zeros((len(limits), 1 if epigraph else 0))
-    rules: list[dict[str, Any]] = [
-        {"type": "eq", "fun": lambda x: x[:k].sum() - 1, "jac": lambda x: np.append(np.ones(k), np.zeros(len(x) - k))}
-    ]
-    if len(limits):
-        wide = np.hstack([matrix, pad])
-        rules.append({"type": "ineq", "fun": lambda x: limits - wide @ x, "jac": lambda x: -wide})
-    if epigraph:
-        rules.append(
-            {
-                "type": "ineq",
-                "fun": lambda x: x[k] - terms(x[:k]),
-                "jac": lambda x: np.hstack([-jacobian(x[:k]), np.ones((len(at), 1))]),
-            }
-        )
-    bounds = list(zip(constraints.lower, constraints.upper, strict=True)) + ([(None, None)] if epigraph else [])
-    first = np.append(start, terms(start).max()) if epigraph else start
-    result = scipy_minimize(
-        value,
-        first,
-        jac=slope,
-        bounds=bounds,
-        constraints=rules,
-        method="SLSQP",
-        options={"maxiter": 300, "ftol": 1e-10},
-    )
-    weights = constraints.pull_inside(np.maximum(result.x[:k], 0)[None] / np.maximum(result.x[:k], 0).sum())[0]
+    penalty = KLPenalty(start if reference is None else reference.weights, kl)
+    reduction = Reduction.of(objective)
+
+    def columns(weights: Array) -> tuple[Array, Array]:
+        row = np.maximum(weights, 0)[None]
+        return predictor.predict(row)[0, at], predictor.gradient(row)[0, at]
+
+    weights = convex.minimize(columns, reduction, constraints=constraints, starts=start[None], penalty=penalty)
+    values, slopes = columns(weights)
     gap = np.inf
-    if not epigraph:
-        gradient = jacobian(weights).sum(axis=0) + penalty(weights)[1]
-        gap = float(gradient @ (weights - constraints.linear_optimum(gradient)))
-    total = float(terms(weights).max() if epigraph else terms(weights).sum()) + penalty(weights)[0]
-    return Optimum(Mixture.normalized(constraints.domains, weights), total, max(0.0, gap))
+    if reduction.kind == "sum":
+        gradient = reduction.weights @ slopes + penalty.gradient(weights)
+        gap = max(0.0, float(gradient @ (weights - constraints.linear_optimum(gradient))))
+    mixture = Mixture.normalized(constraints.domains, weights)
+    return Optimum(mixture, float(reduction.value(values) + penalty.value(weights)), gap)
 
 
 def load_mde(domains: Sequence[str], files: Mapping[str, Sequence[Path]]) -> MDE:

@@ -112,7 +112,7 @@ class Observation:
         cost: Charge for this step from the rung before, in runs of the top rung.
         flops: Training FLOPs of this step.
         process_seconds: CPU seconds of this step, its share of the stack's.
-        wall_seconds: Wall seconds of this step, of the whole stack.
+        wall_seconds: Wall seconds of this step, its share of the stack's.
         router_loads: One list per MoE layer: share of tokens per feed-forward expert.
         epochs: {domain: passes over its tokens since the start of the run}.
         train_loss: Training loss here, nats per token, averaged over the last steps.

@@ -246,7 +246,7 @@ class MlflowTracker:
             points += _curve(study.files.trial(trial.id) / "curve.jsonl")
         changing = {"mixopt.status": str(trial.status), "mixopt.note": trial.note[:_LONGEST_TAG]}
         self._write(study, run, points, params=_trial_params(study, trial), tags=changing)
-        # A run written after the fact lasts as long as its trial did, not as long as the writing.
+        # A run written after the fact lasts as long as its share of the stack did, not as long as the writing.
         seconds = sum(observation.wall_seconds for observation in observations)
         end = run.start + int(1000 * seconds) if run.is_new and trial.status.finished else None
         self._set_status(run, _RUN_STATUS[trial.status], end_time=end)

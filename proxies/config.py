@@ -61,7 +61,7 @@ class ProxyConfig:
     warmup_steps: int = 20
     weight_decay: float = 0.1
     clip: float = 1.0
-    ema: float = 0.98
+    ema: float = 0.99
     balance_step: float = 0.01
 
     def __post_init__(self) -> None:

@@ -218,7 +218,7 @@ class _StackRun:
             now_cpu, now_wall = time.process_time(), time.monotonic()
             for run in alive:
                 self.meters[run.name].process_seconds += (now_cpu - cpu) / len(alive)
-                self.meters[run.name].wall_seconds += now_wall - wall
+                self.meters[run.name].wall_seconds += (now_wall - wall) / len(alive)
             cpu, wall = now_cpu, now_wall
             self._write_curves(alive)
             if trainer.active and wall - saved > self.evaluator.checkpoint_seconds:

@@ -9,7 +9,8 @@ moved means and m0 today's best point, the value is
 
     E_u [ h(m0; u) - min_m h(m; u) ]  >= 0
 
-by 64 fixed, antithetic quasi-random normals. For a sum this equals the drop of the
+by 128 fixed, antithetic quasi-random normals, so that a gain less likely than about
+1 in 128 reads 0. For a sum this equals the drop of the
 minimum of the posterior mean; for a maximum h composes means (certainty equivalent:
 the spread inside the maximum is left out), and the value stays non-negative.
 Rungs that the run passes below its last one are not credited.
@@ -21,20 +22,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 
 import torch
 from botorch.acquisition import AcquisitionFunction
 from botorch.utils.sampling import draw_sobol_normal_samples
 from torch import Tensor
 
-from .convex import KLPenalty, Reduction
+from mixopt.convex import KLPenalty, Reduction
+
+from .convex import penalty_tensor, reduce_tensor
 from .encoding import Encoded, Encoder
 from .surrogate import Column
 
-NUM_NORMALS = 64
+NUM_NORMALS = 128
 TARGET = 1.0  # position of the target rung
 _CHUNK = 64
+_MAY_BE_BEST = 0.05
+_BAR_SAMPLES = 256
+_BAR_SEED = 0
 
 
 def antithetic_normals(num: int, dimension: int, seed: int) -> Tensor:
@@ -77,11 +83,32 @@ class Beliefs:
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "halves", tuple(column.posterior.half(r) for column, r in pairs))
         object.__setattr__(self, "means", torch.stack([column.mean(r) for column, r in pairs], dim=-1))
-        object.__setattr__(self, "penalties", self.penalty.tensor(self.pool))
+        object.__setattr__(self, "penalties", penalty_tensor(self.penalty, self.pool))
 
     def objective(self) -> Tensor:
         """Return (M,) objectives of the posterior means, penalty included."""
-        return self.reduction.tensor(self.means) + self.penalties
+        return reduce_tensor(self.reduction, self.means) + self.penalties
+
+    @cached_property
+    def bar(self) -> float:
+        """The largest predicted objective of a pool point that may still be the best.
+
+        A point may be if it beats today's best in at least one of 20 joint posterior
+        samples, where what is common to both (the shift) cancels.
+        """
+        generator = torch.Generator().manual_seed(_BAR_SEED)
+        draws = torch.randn(len(self.columns), _BAR_SAMPLES, len(self.pool), generator=generator, dtype=torch.float64)
+        samples = [c.samples(rows, z) for c, rows, z in zip(self.columns, self.rows, draws, strict=True)]
+        values = reduce_tensor(self.reduction, torch.stack(samples, dim=-1)) + self.penalties
+        objective = self.objective()
+        beats = (values <= values[:, objective.argmin()][:, None]).double().mean(0)
+        return float(objective[beats >= _MAY_BE_BEST].max())
+
+    def may_be_best(self, weights: Tensor) -> Tensor:
+        """Return (B,) whether (B, K) mixtures are predicted within the bar."""
+        encoded = self.encoder.encode(weights)
+        means = torch.stack([c.mean(c.rows(encoded, TARGET)) for c in self.columns], dim=-1)
+        return reduce_tensor(self.reduction, means) + penalty_tensor(self.penalty, weights) <= self.bar + 1e-12
 
     def believe(self, weights: Tensor, positions: Sequence[float], group: float) -> Beliefs:
         """Add a pending run of (K,) weights that will be observed at some rungs."""
@@ -107,15 +134,15 @@ class KnowledgeGradient(AcquisitionFunction):  # type: ignore[misc]
         self.beliefs, self.normals = beliefs, normals
         self.position, self.group, self.unit = position, group, unit
 
-    def forward(self, X: Tensor) -> Tensor:  # noqa: N803 (BoTorch's name)
+    def forward(self, X: Tensor) -> Tensor:
         """Return (B,) values of (B, 1, K) mixtures."""
         groups = torch.full((len(X),), self.group, dtype=torch.float64)
         return self.gain(X[:, 0], groups) / self.unit
 
     def gain(self, weights: Tensor, groups: Tensor) -> Tensor:
         """Return (B,) gains of observing (B, K) mixtures, as trials numbered (B,)."""
-        parts = zip(weights.split(_CHUNK), groups.split(_CHUNK), strict=True)
-        return torch.cat([self._gain(w, g) for w, g in parts])
+        starts = range(0, len(weights), _CHUNK)
+        return torch.cat([self._gain(weights[i : i + _CHUNK], groups[i : i + _CHUNK]) for i in starts])
 
     def _gain(self, weights: Tensor, groups: Tensor) -> Tensor:
         encoded = self.beliefs.encoder.encode(weights)
@@ -124,9 +151,9 @@ class KnowledgeGradient(AcquisitionFunction):  # type: ignore[misc]
             mean, step = self._column(index, encoded, groups)
             means.append(mean)
             steps.append(step)
-        own_penalty = self.beliefs.penalty.tensor(weights)[:, None]
+        own_penalty = penalty_tensor(self.beliefs.penalty, weights)[:, None]
         penalties = torch.cat([self.beliefs.penalties.expand(len(weights), -1), own_penalty], dim=-1)
-        best = (self.beliefs.reduction.tensor(torch.stack(means, dim=-1)) + penalties).argmin(-1)
+        best = (reduce_tensor(self.beliefs.reduction, torch.stack(means, dim=-1)) + penalties).argmin(-1)
         moved = self._moved(means, steps) + penalties
         today = moved.gather(-1, best[None, :, None].expand(len(moved), -1, 1))[..., 0]
         return (today - moved.min(-1).values).mean(0)
@@ -138,11 +165,11 @@ class KnowledgeGradient(AcquisitionFunction):  # type: ignore[misc]
         action, own = column.rows(encoded, self.position, groups), column.rows(encoded, TARGET)
         # One call for all covariances: [train; pool] with [action; own], then the pairs.
         everything = torch.cat([process.rows, self.beliefs.rows[index]])
-        to_train, to_pool = process.kernel.forward(everything, torch.cat([action, own])).split(
-            [len(process.rows), len(self.beliefs.pool)]
-        )
+        covariance = process.kernel.forward(everything, torch.cat([action, own]))
+        to_train, to_pool = covariance[: len(process.rows)], covariance[len(process.rows) :]
         pairs = process.kernel.forward(torch.cat([action, own]), torch.cat([action, action]), diag=True)
-        half, own_half = torch.linalg.solve_triangular(process.factor, to_train, upper=False).split(num, dim=1)
+        halves = torch.linalg.solve_triangular(process.factor, to_train, upper=False)
+        half, own_half = halves[:, :num], halves[:, num:]
         variance = (pairs[:num] - half.square().sum(0)).clamp_min(1e-12) + process.noise
         across = to_pool[:, :num].T - half.T @ pool_half
         itself = pairs[num:] - (own_half * half).sum(0)
@@ -156,6 +183,11 @@ class KnowledgeGradient(AcquisitionFunction):  # type: ignore[misc]
         if self.beliefs.reduction.kind == "sum":
             step = torch.stack(steps)
             moves = (self.normals * factors) @ step.reshape(len(steps), -1)
-            return moves.reshape(-1, *step.shape[1:]) + self.beliefs.reduction.tensor(torch.stack(means, dim=-1))
-        terms = (f * (mean + u[:, None, None] * step) for f, u, mean, step in zip(factors, self.normals.T, means, steps, strict=True))
-        return reduce(torch.maximum, terms)
+            return moves.reshape(-1, *step.shape[1:]) + reduce_tensor(
+                self.beliefs.reduction, torch.stack(means, dim=-1)
+            )
+        terms = (
+            f * (mean + u[:, None, None] * step)
+            for f, u, mean, step in zip(factors, self.normals.T, means, steps, strict=True)
+        )
+        return torch.as_tensor(reduce(torch.maximum, terms))

@@ -77,9 +77,18 @@ class _Baseline:
         if not measured:
             center = Mixture.normalized(self.constraints.domains, self.constraints.interior_point())
             return Recommendation(
-                center, self.ladder.target.name, {}, {}, None, (), self.name, "nothing measured: the center of the feasible mixtures"
+                center,
+                self.ladder.target.name,
+                {},
+                {},
+                None,
+                (),
+                self.name,
+                "nothing measured: the center of the feasible mixtures",
             )
-        best = min(measured, key=lambda mixture: float(np.mean([row["objective"] for row in measured[mixture].values()])))
+        best = min(
+            measured, key=lambda mixture: float(np.mean([row["objective"] for row in measured[mixture].values()]))
+        )
         rows = list(measured[best].values())
         names = [*self.objective.columns, "objective"]
         return Recommendation(
@@ -125,7 +134,10 @@ class RandomOptimizer(_Baseline):
 
     def points(self, start: int, num: int) -> Array:
         """Return one draw per index, each from its own stream."""
-        draws = [simplex.sample(self.constraints, 1, seeding.generator(self.seed, "random", i)) for i in range(start, start + num)]
+        draws = [
+            simplex.sample(self.constraints, 1, seeding.generator(self.seed, "random", i))
+            for i in range(start, start + num)
+        ]
         return np.concatenate(draws)
 
 

@@ -19,20 +19,21 @@ import torch
 
 from mixopt import seeding
 from mixopt.constraints import Constraints
+from mixopt.convex import KLPenalty, Reduction
 from mixopt.errors import ConfigError
 from mixopt.fidelity import Ladder
 from mixopt.identity import fingerprint
+from mixopt.mde import minimize
 from mixopt.mixture import Array, Mixture
 from mixopt.objective import Objective
 from mixopt.observation import History, Role, Status
 from mixopt.proposal import Prediction, Proposal, Recommendation
 from mixopt.protocols import Predictor
 
-from . import convex, simplex
+from . import simplex
 from .acquisition import NUM_NORMALS, Beliefs, antithetic_normals
 from .batch import Batch
 from .choice import Action
-from .convex import KLPenalty, Reduction
 from .encoding import Encoder, Evidence
 from .initial import Slot, affordable, initial_design
 from .posterior import best_mixture, make_pool, predict, regret_bound, scored
@@ -149,7 +150,7 @@ class MultiFidelityOptimizer:
 
     def _buy(self, batch: Batch, history: History, num: int) -> list[Proposal | None]:
         """Buy up to `num` actions one by one, each believed before the next is chosen."""
-        if not batch.affords(min(self.ladder.price(r.name) for r in self.ladder)) and not history.trials:
+        if batch.budget <= 0:
             return []
         state, count = self._state(history), len(history.of(Role.SEARCH).trials)
         batch.open(state.beliefs, history, state.surrogate.evidence)
@@ -167,7 +168,11 @@ class MultiFidelityOptimizer:
     def _proposal(self, action: Action, best: Array) -> Proposal:
         mixture = Mixture.normalized(self.constraints.domains, action.weights)
         far = 0.5 * float(np.abs(action.weights - best).sum())
-        what = f"continues {action.parent.trial} to {action.fidelity}" if action.parent else f"new run at {action.fidelity}"
+        what = (
+            f"continues {action.parent.trial} to {action.fidelity}"
+            if action.parent
+            else f"new run at {action.fidelity}"
+        )
         return Proposal(
             mixture,
             action.fidelity,
@@ -201,7 +206,9 @@ class MultiFidelityOptimizer:
         columns = tuple(surrogate.column(name) for name in self.objective.columns)
         points = torch.tensor(pool)
         with torch.no_grad():
-            beliefs = Beliefs(self._encoder, columns, Reduction.of(self.objective), penalty, points, self._encoder.encode(points))
+            beliefs = Beliefs(
+                self._encoder, columns, Reduction.of(self.objective), penalty, points, self._encoder.encode(points)
+            )
         return _State(surrogate, beliefs, best)
 
     def _design(self) -> list[Slot]:
@@ -222,7 +229,7 @@ class MultiFidelityOptimizer:
     def _center(self) -> Array:
         if self.reference is None:
             return self.constraints.interior_point()
-        return self.constraints.pull_inside(self.reference.over(self.constraints.domains).weights)[0]
+        return np.asarray(self.constraints.pull_inside(self.reference.over(self.constraints.domains).weights)[0])
 
     @cached_property
     def _penalty(self) -> KLPenalty:
@@ -238,11 +245,15 @@ class MultiFidelityOptimizer:
         """The predictor's optimum, or None without a predictor of the objective."""
         if self.predictor is None:
             return None
-        rng = seeding.generator(self.seed, "optimum")
-        starts = np.stack([self._center, simplex.sample(self.constraints, 1, rng)[0]])
-        return convex.predictor_optimum(
-            self.predictor, self.objective, constraints=self.constraints, starts=starts, penalty=self._penalty
-        )
+        known = [i for i, c in enumerate(self.objective.columns) if c.removeprefix("loss/") in self.predictor.eval_sets]
+        if not known:
+            return None
+        columns = tuple(self.objective.columns[i] for i in known)
+        objective = replace(self.objective, columns=columns, weights=self.objective.weights[known])
+        reference = Mixture.normalized(self.constraints.domains, self._penalty.reference)
+        return minimize(
+            self.predictor, objective, self.constraints, reference=reference, kl=self.kl_weight
+        ).mixture.weights
 
 
 def _reason(num_trials: int, knows: bool, bound: float) -> str:

@@ -1,7 +1,9 @@
 """Which run to buy next: the action with the largest expected gain per charge.
 
 Actions are fresh runs at any rung, over the whole polytope, and continuations of
-finished trials to higher rungs of their model shape. All rungs are compared on the
+finished trials to higher rungs of their model shape; of both only mixtures that may
+still be the best one. Far from the optimum a run would teach most about the surrogate's
+own assumptions (a slope, say), which hold there least. All rungs are compared on the
 pool first; only the two most promising are refined by continuous optimization.
 Dividing the gain by the charge follows Snoek et al. 2012 (arXiv:1206.2944, Section 3.2).
 """
@@ -111,7 +113,12 @@ class Market:
         bar = WORTH_REFINING * max((action.rate for action in actions), default=0.0)
         promising = [pair for pair in pooled[:NUM_REFINED_RUNGS] if pair[0].rate >= bar]
         actions = [self._refine(beliefs, normals, *pair) for pair in promising] + actions
-        return max(actions, key=lambda action: action.rate, default=None)
+        best = max(actions, key=lambda action: action.rate, default=None)
+        return best if best is None or best.gain > _NEGLIGIBLE else self._check(actions)
+
+    def _check(self, actions: Sequence[Action]) -> Action:
+        """Return the dearest fresh run there is: where nothing is left to gain, measure better what is best."""
+        return max((action for action in actions if action.parent is None), key=lambda a: a.price, default=actions[0])
 
     def affords(self, price: float) -> bool:
         """Whether the budget pays a charge."""
@@ -127,7 +134,13 @@ class Market:
             if not self.affords(rung.cost):
                 continue
             gains = self._gains(beliefs, normals, rung.name)
-            open_points = [i for i in np.argsort(-gains, kind="stable") if not self.is_taken(beliefs.pool[i].numpy(), rung.name)]
+            able = beliefs.may_be_best(beliefs.pool).numpy()
+            open_points = [
+                i
+                for i in np.argsort(-gains, kind="stable")
+                if able[i] and not self.is_taken(beliefs.pool[i].numpy(), rung.name)
+            ]
+            # All gains 0: the stable order keeps the pool's, whose first point is the best mixture.
             if open_points:
                 starts = beliefs.pool[open_points[:NUM_STARTS]].numpy()
                 yield Action(starts[0], rung.name, rung.cost, float(gains[open_points[0]]), self.group), starts
@@ -150,8 +163,9 @@ class Market:
             logger.warning("acquisition not refined, pool point taken fidelity=%s error=%s", action.fidelity, error)
             return Action(action.weights, action.fidelity, action.price, action.gain, action.group, refined=False)
         weights = simplex.clean(found, self.constraints).weights
-        gain = float(self._gains(beliefs, normals, action.fidelity, torch.tensor(weights)[None])[0])
-        if gain <= action.gain or self.is_taken(weights, action.fidelity):
+        point = torch.tensor(weights)[None]
+        gain = float(self._gains(beliefs, normals, action.fidelity, point)[0])
+        if gain <= action.gain or self.is_taken(weights, action.fidelity) or not beliefs.may_be_best(point)[0]:
             return action
         return Action(weights, action.fidelity, action.price, gain, action.group)
 
@@ -172,7 +186,11 @@ class Market:
 
     def _continued(self, beliefs: Beliefs, normals: Tensor) -> Iterable[Action]:
         for rung in self.ladder:
-            able = [p for p in self.parents if self._continues(p, rung)]
+            able = [
+                p
+                for p in self.parents
+                if self._continues(p, rung) and bool(beliefs.may_be_best(torch.tensor(p.weights)[None])[0])
+            ]
             if not able:
                 continue
             acquisition = KnowledgeGradient(beliefs, normals, self.ladder.position(rung.name), self.group)

@@ -100,7 +100,7 @@ class Encoder:
         inputs = ((weights.clamp_min(0) + LOG_OFFSET).log() - low) / (high - low)
         if self.predictor is None:
             return Encoded(inputs, torch.zeros(len(weights), 0, dtype=torch.float64))
-        return Encoded(inputs, _Predict.apply(weights, self.predictor))
+        return Encoded(inputs, _Predict.apply(weights, self.predictor))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,9 @@ class Evidence:
 
     def select(self, name: str, *, experts: bool) -> Array:
         """Return indices of the rows that have a column; an expert's only if `experts`."""
-        return np.array([i for i, row in enumerate(self.columns) if name in row and (experts or not self.expert[i])], dtype=int)
+        return np.array(
+            [i for i, row in enumerate(self.columns) if name in row and (experts or not self.expert[i])], dtype=int
+        )
 
 
 def _root(trial: Trial, trials: Mapping[str, Trial]) -> str:

@@ -45,6 +45,7 @@ SLOPE_VARIANCE = 0.1  # slope ~ N(1, 0.3^2)
 TRIAL_LENGTH = 1.0
 FEWEST_TO_FIT = 4  # below, hyperparameters stay at their priors' modes
 _MAX_STEPS = 60
+_TOLERANCE = 1e-6  # relative, of the log posterior per row
 _NOISE_FLOOR = 1e-6
 _JITTER = 1e-8
 
@@ -84,7 +85,8 @@ class MixtureKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
 
     def parameter_value(self, name: str) -> Tensor:
         """Return a hyperparameter: `residual`, `lengthscale`, `rung_length` or `trial`."""
-        return getattr(self, f"raw_{name}").exp()
+        raw: Tensor = getattr(self, f"raw_{name}")
+        return raw.exp()
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: object) -> Tensor:
         """Return (N, M) covariances of (N, K+3) and (M, K+3) rows; (N,) if `diag`."""
@@ -165,8 +167,9 @@ class Posterior:
         return self.kernel.forward(rows, self.rows) @ self.dual
 
     def half(self, rows: Tensor) -> Tensor:
-        """Return (N, M) whitened covariances: the posterior loses `half(a).T @ half(b)`."""
-        return torch.linalg.solve_triangular(self.factor, self.kernel.forward(self.rows, rows), upper=False)
+        """Whiten the covariances with (M, K+3) rows: (N, M), products of which the posterior loses."""
+        whitened: Tensor = torch.linalg.solve_triangular(self.factor, self.kernel.forward(self.rows, rows), upper=False)
+        return whitened
 
     def covariance(self, rows: Tensor) -> Tensor:
         """Return the (M, M) posterior covariance."""
@@ -217,8 +220,8 @@ def fit(rows: Tensor, values: Tensor, known: Tensor, *, residual_mode: float) ->
 
 def _freeze_uninformed(kernel: MixtureKernel, rows: Tensor) -> None:
     _, _, positions, groups = _split(rows)
-    kernel.raw_rung_length.requires_grad_(len(positions.unique()) > 1)
-    kernel.raw_trial.requires_grad_(len(groups.unique()) < len(groups))
+    kernel.raw_rung_length.requires_grad_(len(set(positions.tolist())) > 1)
+    kernel.raw_trial.requires_grad_(len(set(groups.tolist())) < len(groups))
 
 
 def _maximize(model: _Model) -> None:
@@ -226,7 +229,7 @@ def _maximize(model: _Model) -> None:
     start = {name: value.clone() for name, value in model.state_dict().items()}
     try:
         with torch.enable_grad():
-            fit_gpytorch_mll_scipy(mll, options={"maxiter": _MAX_STEPS})
+            fit_gpytorch_mll_scipy(mll, options={"maxiter": _MAX_STEPS, "ftol": _TOLERANCE})
     except (BotorchError, NanError, NotPSDError, RuntimeError) as error:
         logger.warning("surrogate not fitted, priors' modes kept rows=%d error=%s", len(model.known), error)
         model.load_state_dict(start)

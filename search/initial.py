@@ -56,7 +56,11 @@ def initial_design(
     where = "the center of the feasible mixtures" if optimum is None else "the predictor's optimum"
     slots = [Slot(anchor, top.name, f"initial design: {where}, at the target")]
     if optimum is not None:
-        slots.append(Slot((optimum + center) / 2, top.name, "initial design: half-way from the predictor's optimum to the center"))
+        slots.append(
+            Slot(
+                (optimum + center) / 2, top.name, "initial design: half-way from the predictor's optimum to the center"
+            )
+        )
     for model in dict.fromkeys(rung.model for rung in ladder if rung.model != top.model):
         other = [rung for rung in ladder if rung.model == model][-1]
         slots.append(Slot(anchor, other.name, f"initial design: {where}, on the model shape {model}"))

@@ -10,18 +10,20 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mixopt import seeding
+from mixopt import convex, seeding
 from mixopt.constraints import Constraints
+from mixopt.convex import KLPenalty, Reduction
 from mixopt.mixture import Array
 from mixopt.objective import Objective
 
-from . import convex, simplex
+from . import simplex
 from .acquisition import TARGET, Beliefs
-from .convex import KLPenalty, Reduction
+from .convex import penalty_tensor, reduce_tensor
 from .surrogate import Surrogate
 
 NUM_SAMPLES = 512
 REGRET_LEVEL = 0.95
+_MAX_STEPS = 40  # the surrogate is not known to the precision that more would give
 _NUM_AROUND = 56
 _NUM_FILLING = 80
 _NUM_OBSERVED = 60  # the latest ones: older measured mixtures that matter are near the best one
@@ -75,12 +77,14 @@ def best_mixture(
         encoded = surrogate.encoder.encode(point)
         values = torch.stack([column.mean(column.rows(encoded, TARGET))[0] for column in fitted])
         if reduction.kind == "sum":  # one derivative instead of J
-            values = reduction.tensor(values)[None]
+            values = reduce_tensor(reduction, values)[None]
         slopes = [torch.autograd.grad(value, point, retain_graph=True)[0][0] for value in values]
         return values.detach().numpy(), torch.stack(slopes).numpy()
 
     whole = Reduction(np.ones(1), "sum") if reduction.kind == "sum" else reduction
-    return convex.minimize(columns, whole, constraints=constraints, starts=starts, penalty=penalty)
+    return convex.minimize(
+        columns, whole, constraints=constraints, starts=starts, penalty=penalty, max_steps=_MAX_STEPS
+    )
 
 
 def scored(surrogate: Surrogate, objective: Objective, weights: Array, penalty: KLPenalty) -> Array:
@@ -133,6 +137,6 @@ def regret_bound(beliefs: Beliefs, weights: Array, *, seed: int) -> float:
         for column in beliefs.columns:
             normals = torch.randn(NUM_SAMPLES, len(points), dtype=torch.float64, generator=generator)
             draws.append(column.samples(column.rows(encoded, TARGET), normals))
-        values = beliefs.reduction.tensor(torch.stack(draws, dim=-1)) + beliefs.penalty.tensor(points)
+        values = reduce_tensor(beliefs.reduction, torch.stack(draws, dim=-1)) + penalty_tensor(beliefs.penalty, points)
         regrets = (values[:, 0] - values.min(-1).values).clamp_min(0)
     return float(torch.quantile(regrets, REGRET_LEVEL))

@@ -17,6 +17,7 @@ import numpy as np
 
 from mixopt import seeding
 from mixopt.constraints import Constraints
+from mixopt.convex import KLPenalty, Reduction, minimize
 from mixopt.fidelity import Ladder
 from mixopt.identity import fingerprint
 from mixopt.mixture import Array, Mixture
@@ -24,8 +25,6 @@ from mixopt.objective import Objective
 from mixopt.observation import History, Observation, Role, Status, Trial
 from mixopt.proposal import Proposal
 from mixopt.protocols import Job, Optimizer, TrialResult
-
-from .convex import KLPenalty, Reduction, minimize
 
 _RUNG_NOISE = 0.3  # noise of each rung, relative to the noise that a trial's rungs share
 
@@ -179,7 +178,9 @@ class SyntheticEvaluator:
             if reached != trial.parent_fidelity:  # the fixed part of a charge is paid once per run
                 cost -= self.ladder.fixed_cost
             observations.append(
-                Observation(trial.id, rung.name, losses, cost=cost, flops=rung.flops, process_seconds=1e-6, wall_seconds=1e-6)
+                Observation(
+                    trial.id, rung.name, losses, cost=cost, flops=rung.flops, process_seconds=1e-6, wall_seconds=1e-6
+                )
             )
             reached = rung.name
         return tuple(observations)
@@ -201,7 +202,9 @@ def simulate(
     history = History()
     for _ in range(rounds):
         left = budget - history.spent(evaluator.ladder)
-        trials = [_trial(p, history, number, seed) for number, p in enumerate(optimizer.propose(history, batch, budget=left))]
+        trials = [
+            _trial(p, history, number, seed) for number, p in enumerate(optimizer.propose(history, batch, budget=left))
+        ]
         if not trials:
             break
         history = finished(history, trials, evaluator)

@@ -75,7 +75,7 @@ def clean(weights: Array, constraints: Constraints) -> Mixture:
 def has_freedom(constraints: Constraints) -> bool:
     """Whether more than one mixture satisfies the bounds (groups are not looked at)."""
     free = int((constraints.upper - constraints.lower > TINY_WEIGHT).sum())
-    return free > 1 and constraints.lower.sum() < 1 - TINY_WEIGHT and constraints.upper.sum() > 1 + TINY_WEIGHT
+    return bool(free > 1 and constraints.lower.sum() < 1 - TINY_WEIGHT and constraints.upper.sum() > 1 + TINY_WEIGHT)
 
 
 def bounds(constraints: Constraints) -> torch.Tensor:

@@ -87,7 +87,9 @@ class Column:
 
     def mean_from(self, rows: Tensor, covariance: Tensor) -> Tensor:
         """Return `mean` given the (N, M) covariance of the observations with the rows."""
-        return self.units.center + self.units.scale * (rows[:, -3] + self.units.offset + covariance.T @ self.posterior.dual)
+        return self.units.center + self.units.scale * (
+            rows[:, -3] + self.units.offset + covariance.T @ self.posterior.dual
+        )
 
     def std(self, rows: Tensor) -> Tensor:
         """Return (M,) posterior standard deviations of the seed average, column units."""
@@ -97,7 +99,7 @@ class Column:
         """Return (S, M) joint posterior samples made of (S, M) standard normals, column units."""
         covariance = self.posterior.covariance(rows)
         jitter = 1e-8 + 1e-6 * covariance.diagonal().mean()
-        factor = torch.linalg.cholesky(covariance + jitter * torch.eye(len(rows), dtype=rows.dtype))
+        factor: Tensor = torch.linalg.cholesky(covariance + jitter * torch.eye(len(rows), dtype=rows.dtype))
         return self.mean(rows) + self.units.scale * normals @ factor.T
 
     def believe(self, rows: Tensor) -> Column:

@@ -21,7 +21,9 @@ def objective_of(problem, expression="mean(loss/*)"):
 
 
 def with_predictor(problem, constraints, seed):
-    return MultiFidelityOptimizer(constraints, LADDER, objective_of(problem), SyntheticPredictor(problem), seed, initial=3)
+    return MultiFidelityOptimizer(
+        constraints, LADDER, objective_of(problem), SyntheticPredictor(problem), seed, initial=3
+    )
 
 
 def without_predictor(problem, constraints, seed):
@@ -74,7 +76,16 @@ def charge(proposals):
 
 def pending(proposals, start):
     return tuple(
-        Trial(f"search-{start + i}", Role.SEARCH, p.mixture, p.fidelity, i, p.proposed_by, parent=p.parent, parent_fidelity=p.parent_fidelity)
+        Trial(
+            f"search-{start + i}",
+            Role.SEARCH,
+            p.mixture,
+            p.fidelity,
+            i,
+            p.proposed_by,
+            parent=p.parent,
+            parent_fidelity=p.parent_fidelity,
+        )
         for i, p in enumerate(proposals)
     )
 

@@ -17,7 +17,9 @@ def polytopes(draw):
     groups = []
     if k > 2 and draw(st.booleans()):
         total = float(inside[:2].sum())
-        groups.append(Group(names[:2], max(0.0, total - draw(st.floats(0.0, 0.3))), min(1.0, total + draw(st.floats(0.0, 0.3)))))
+        groups.append(
+            Group(names[:2], max(0.0, total - draw(st.floats(0.0, 0.3))), min(1.0, total + draw(st.floats(0.0, 0.3))))
+        )
     return Constraints(names, np.maximum(0, inside - room), np.minimum(1, inside + room), tuple(groups))
 
 

@@ -6,8 +6,8 @@ import torch
 
 from mixopt import Constraints, History, Ladder, Mixture, Role, Trial
 from mixopt.search import simplex
-from mixopt.search.acquisition import Beliefs, KnowledgeGradient, antithetic_normals
-from mixopt.search.convex import KLPenalty, Reduction
+from mixopt.search.acquisition import NUM_NORMALS, Beliefs, KnowledgeGradient, antithetic_normals
+from mixopt.convex import KLPenalty, Reduction
 from mixopt.search.encoding import Encoder, Evidence
 from mixopt.search.problems import SyntheticEvaluator, SyntheticPredictor, SyntheticProblem, finished
 from mixopt.search.surrogate import Surrogate
@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 LADDER = Ladder.from_flops([("low", "m", 10, 100, 1.0), ("top", "m", 10, 1600, 16.0)], 0.02)
 PROBLEM = SyntheticProblem.random(4, 2, seed=2, noise=0.01)
 SIMPLEX = Constraints.simplex(PROBLEM.domains)
-NORMALS = antithetic_normals(64, 2, 0)
+NORMALS = antithetic_normals(NUM_NORMALS, 2, 0)
 FRESH = 1000.0
 
 
@@ -26,7 +26,10 @@ def points(num, seed):
 
 
 def beliefs(kind="sum", kl_weight=0.0, num=6):
-    runs = [Trial(f"s{i}", Role.SEARCH, Mixture(PROBLEM.domains, w), "top", i, "t") for i, w in enumerate(points(num, 0).numpy())]
+    runs = [
+        Trial(f"s{i}", Role.SEARCH, Mixture(PROBLEM.domains, w), "top", i, "t")
+        for i, w in enumerate(points(num, 0).numpy())
+    ]
     history = finished(History(), runs, SyntheticEvaluator(PROBLEM, LADDER))
     encoder = Encoder.of(SyntheticPredictor(PROBLEM), SIMPLEX, 0)
     surrogate = Surrogate(encoder, Evidence.of(history, LADDER, PROBLEM.domains))
@@ -34,12 +37,16 @@ def beliefs(kind="sum", kl_weight=0.0, num=6):
     with torch.no_grad():
         encoded = encoder.encode(pool)
     columns = tuple(surrogate.column(f"loss/e{j}") for j in range(2))
-    return Beliefs(encoder, columns, Reduction(np.array([0.5, 0.5]), kind), KLPenalty(np.full(4, 0.25), kl_weight), pool, encoded)
+    return Beliefs(
+        encoder, columns, Reduction(np.array([0.5, 0.5]), kind), KLPenalty(np.full(4, 0.25), kl_weight), pool, encoded
+    )
 
 
 def gains(state, weights, position=1.0, group=FRESH):
     with torch.no_grad():
-        return KnowledgeGradient(state, NORMALS, position, group).gain(weights, torch.full((len(weights),), group, dtype=torch.float64))
+        return KnowledgeGradient(state, NORMALS, position, group).gain(
+            weights, torch.full((len(weights),), group, dtype=torch.float64)
+        )
 
 
 @pytest.mark.parametrize("kind", ["sum", "max"])
@@ -87,13 +94,13 @@ def test_the_target_rung_is_worth_more_than_a_cheap_one():
 
 def test_less_is_left_to_gain_with_more_observations():
     candidates = points(40, 2)
-    assert float(gains(beliefs(num=40), candidates).max()) < float(gains(beliefs(num=5), candidates).max())
+    assert float(gains(beliefs(num=80), candidates).max()) < 0.5 * float(gains(beliefs(num=3), candidates).max())
 
 
 def test_the_value_of_a_sum_is_the_expected_drop_of_the_minimum():
-    """Against plain Monte Carlo with 20,000 draws for one action that is in the pool."""
+    """Against plain Monte Carlo with 20,000 draws, for the best action of the pool."""
     state = beliefs()
-    action = state.pool[3][None]
+    action = state.pool[gains(state, state.pool).argmax()][None]
     encoded = state.encoder.encode(action)
     moved = torch.zeros(20_000, len(state.pool), dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -103,4 +110,4 @@ def test_the_value_of_a_sum_is_the_expected_drop_of_the_minimum():
         step = column.units.scale * covariance[0, 1:] / (covariance[0, 0] + column.posterior.noise).sqrt()
         moved += 0.5 * (state.means[:, index] + torch.randn(20_000, 1, dtype=torch.float64, generator=generator) * step)
     expected = float(state.objective().min() - moved.min(-1).values.mean())
-    assert float(gains(state, action)[0]) == pytest.approx(expected, rel=0.1)  # 64 quasi-random normals
+    assert float(gains(state, action)[0]) == pytest.approx(expected, rel=0.15)  # 128 quasi-random normals

@@ -22,9 +22,12 @@ def points(num, seed):
     return simplex.sample(SIMPLEX, num, np.random.default_rng(seed))
 
 
-def trials(weights, fidelity, start=0):
+def trials(weights, fidelity, start=0, seed=0):
     return [
-        Trial(f"search-{start + i}", Role.SEARCH, Mixture(PROBLEM.domains, w), fidelity, start + i, "test") for i, w in enumerate(weights)
+        Trial(
+            f"search-{start + i}", Role.SEARCH, Mixture(PROBLEM.domains, w), fidelity, 1000 * seed + start + i, "test"
+        )
+        for i, w in enumerate(weights)
     ]
 
 
@@ -68,12 +71,12 @@ def test_one_observation_moves_the_level_everywhere():
 
 @pytest.mark.parametrize("with_predictor", [True, False])
 def test_ninety_percent_intervals_cover_at_least_four_fifths(with_predictor):
-    """Five problems, 40 new mixtures each, 2 columns; 0.8 leaves room for 10 correlated fits."""
+    """Six problems, 2 columns, 40 new mixtures each; measured 0.88 to 0.90 over 20 problems."""
     inside = []
-    for seed in range(5):
+    for seed in range(6):
         problem = SyntheticProblem.random(4, 2, seed=seed, noise=0.02)
         predictor = SyntheticPredictor(problem, seed=seed) if with_predictor else None
-        runs = trials(points(6, seed), "top") + trials(points(10, seed + 50), "low", 6)
+        runs = trials(points(6, seed), "top", 0, seed) + trials(points(10, seed + 50), "low", 6, seed)
         surrogate = learned(finished(History(), runs, SyntheticEvaluator(problem, LADDER)), predictor)
         test = points(40, 99)
         for column in range(2):
@@ -96,7 +99,10 @@ def test_rungs_without_a_shared_mixture_are_joined():
     predictor = SyntheticPredictor(PROBLEM, error=0.0)
     problem = SyntheticProblem.random(4, 2, seed=2, noise=0.0, bias=0.5)
     runs = trials(points(8, 0), "low") + trials(points(1, 7), "top", 8)
-    low_only = History(tuple(runs), tuple(o for t in runs for o in SyntheticEvaluator(problem, LADDER).observe(t) if o.fidelity == t.fidelity))
+    low_only = History(
+        tuple(runs),
+        tuple(o for t in runs for o in SyntheticEvaluator(problem, LADDER).observe(t) if o.fidelity == t.fidelity),
+    )
     test = points(40, 1)
     mean, _ = asked(learned(low_only, predictor), "loss/e0", test)
     assert np.sqrt(np.mean((mean - problem.losses(test)[:, 0]) ** 2)) < 0.1
@@ -138,8 +144,20 @@ def test_an_exact_replicate_leaves_no_doubt_without_noise():
 
 def test_a_continuation_counts_as_the_same_trial():
     parent = trials(points(1, 0), "low")[0]
-    child = Trial("search-9", Role.SEARCH, parent.mixture, "top", 0, "t", parent=parent.id, parent_kind="continued", parent_fidelity="low")
-    history = finished(finished(History(), [parent], SyntheticEvaluator(PROBLEM, LADDER)), [child], SyntheticEvaluator(PROBLEM, LADDER))
+    child = Trial(
+        "search-9",
+        Role.SEARCH,
+        parent.mixture,
+        "top",
+        0,
+        "t",
+        parent=parent.id,
+        parent_kind="continued",
+        parent_fidelity="low",
+    )
+    history = finished(
+        finished(History(), [parent], SyntheticEvaluator(PROBLEM, LADDER)), [child], SyntheticEvaluator(PROBLEM, LADDER)
+    )
     evidence = Evidence.of(history, LADDER, PROBLEM.domains)
     assert evidence.groups.tolist() == [0.0, 0.0]
 
