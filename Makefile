@@ -2,8 +2,8 @@
 # make test    the same environment plus the test tools, then the tests
 # make setup   only the environment
 #
-# TORCH chooses another build of torch, for example:
-#   make run TORCH="torch --index-url URL"
+# TORCH chooses another build of torch: the words after `pip install` in what the selector on
+# pytorch.org prints, for example  make run TORCH="torch --index-url <URL printed there>"
 
 PYTHON ?= python3
 VENV ?= .venv

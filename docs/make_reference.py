@@ -20,13 +20,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import annotated_types
 import typer
 import yaml
-from mixopt.experiments.cli import app
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import mixopt
 import mixopt.study
 from mixopt import config
+from mixopt.experiments.cli import app
 from mixopt.study import Header
 
 FRAME = Path(__file__).with_name("reference.in.md")

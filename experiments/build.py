@@ -6,6 +6,7 @@ The only place that knows all four folders. Heavy imports are inside the functio
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from mixopt.config import BUILTIN, DomainConfig, SourceConfig, StudyConfig, dump
 from mixopt.constraints import Constraints, Group
 from mixopt.errors import ConfigError, StudyError
 from mixopt.fidelity import Ladder
+from mixopt.identity import fingerprint
 from mixopt.mixture import Mixture
 from mixopt.objective import Objective
 from mixopt.observation import Role, Status, Trial
@@ -24,12 +26,11 @@ from mixopt.storage import RunDirectory, read_json, write_text
 from mixopt.study import Header, Study
 
 if TYPE_CHECKING:
+    from mixopt.mde import MDE
     from mixopt.proxies.config import ProxyConfig
     from mixopt.proxies.evaluators import ProxyEvaluator
     from mixopt.proxies.prepare import PreparedText
     from mixopt.proxies.text import TextSource
-
-    from mixopt.mde import MDE
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def build_constraints(config: StudyConfig, header: Header) -> Constraints:
 def build_baselines(config: StudyConfig, header: Header) -> dict[str, Mixture]:
     """Return the mixtures the recommendation is compared with."""
     known = {"natural": Mixture.natural(header.domains), "uniform": Mixture.uniform(header.domain_names)}
-    baselines = {name: known[name] for name in config.validation.baselines}
+    baselines: dict[str, Mixture] = {name: known[name] for name in config.validation.baselines}
     for label, weights in config.validation.mixtures.items():
         if label in known or label == RECOMMENDED:
             raise ConfigError(f"validation.mixtures.{label}: this label is taken; choose another")
@@ -196,7 +197,12 @@ def prepare(location: Location, progress: Callable[[str], None] = lambda _: None
         objective=config.objective.model_dump(),
         budget=config.search.budget,
         experts_fidelity=config.experts_fidelity,
+        settings={
+            "constraints": config.constraints.model_dump(mode="json"),
+            "search": config.search.model_dump(mode="json"),
+        },
     )
+    _check_used(config)
     parse_objective(header)
     build_constraints(config, header)
     build_baselines(config, header)
@@ -234,11 +240,19 @@ def build_plan(location: Location, header: Header, evaluator: ProxyEvaluator) ->
         done = [t for t in study.history().trials if t.role is Role.EXPERT and t.status is Status.DONE]
         return [t for t in done if evaluator.unscored(t, study.files)]
 
+    num_jobs = math.ceil(config.search.batch_size / config.run.stack)
+    if num_jobs < config.run.workers:
+        logger.warning(
+            "workers idle jobs_per_batch=%d workers=%d; raise search.batch_size or lower run.stack",
+            num_jobs,
+            config.run.workers,
+        )
     return Plan(
         header=header,
         evaluator=evaluator,
         optimizer=lambda predictor: build_optimizer(config, objective, header, predictor),
-        predictor=load_predictor,
+        # The baselines learn nothing from experts.
+        predictor=load_predictor if config.search.optimizer == "mfbo" else None,
         unscored=unscored,
         batch_size=config.search.batch_size,
         baselines=build_baselines(config, header),
@@ -256,7 +270,9 @@ def build_executor(location: Location, evaluator: ProxyEvaluator) -> Executor:
     if run.executor == "serial":
         return SerialExecutor(evaluator, location.directory)
     num_gpus = 1.0 if evaluator.resolved_device.type == "cuda" else 0.0
-    return RayExecutor(evaluator, location.directory, workers=run.workers, address=run.address, num_gpus=num_gpus)
+    return RayExecutor(
+        evaluator, location.directory, workers=run.workers, address=run.address, num_cpus=run.threads, num_gpus=num_gpus
+    )
 
 
 def build_tracker(location: Location) -> Tracker:
@@ -277,7 +293,19 @@ def save_config(location: Location) -> None:
 
 
 def _model_name(config: StudyConfig, depth: int | None) -> str:
-    return f"depth={depth or config.proxy.depth}"
+    """Name a model shape; shape and recipe are part of it, so a changed one is another rung."""
+    fields = {**config.proxy.model_dump(), "depth": depth or config.proxy.depth}
+    return f"depth={fields['depth']}-{fingerprint(fields)[:6]}"
+
+
+def _check_used(config: StudyConfig) -> None:
+    """Refuse settings that the chosen optimizer would ignore."""
+    if config.search.optimizer == "mfbo":
+        return
+    ignored = {"search.price": config.search.price, "constraints.kl.weight": config.constraints.kl.weight}
+    for name, value in ignored.items():
+        if value:
+            raise ConfigError(f"{name}: {config.search.optimizer} cannot use it; drop it or set search.optimizer: mfbo")
 
 
 def _prepare_text(location: Location, progress: Callable[[str], None]) -> PreparedText:
@@ -287,7 +315,7 @@ def _prepare_text(location: Location, progress: Callable[[str], None]) -> Prepar
     domains = {
         name: DomainText(
             _source(f"domains.{name}", d),
-            d.validation and _source(f"domains.{name}.validation", d.validation),
+            _source(f"domains.{name}.validation", d.validation) if d.validation else None,
             d.holdout,
         )
         for name, d in config.domains.items()
@@ -330,9 +358,8 @@ def check_space(location: Location) -> None:
     Raises:
         ResourceError: With the bytes needed and free.
     """
-    from mixopt.proxies.cost import total_params
-
     from mixopt.errors import ResourceError
+    from mixopt.proxies.cost import total_params
     from mixopt.storage import free_bytes
 
     config = location.config

@@ -104,7 +104,9 @@ def _losses(study: Study, summary: dict[str, Any], unit: str) -> Iterator[Render
         predicted = plus_minus(row["predicted_mean"], row["predicted_std"])
         table.add_row(row["label"], predicted, plus_minus(row["mean"], row["spread"]), gap)
     yield table
-    yield Text("± is one standard deviation; in the last column the standard error of the paired difference.", style="dim")
+    yield Text(
+        "± is one standard deviation; in the last column the standard error of the paired difference.", style="dim"
+    )
     labels = [c["label"] for c in summary["contenders"]]
     measured = _table(f"Measured losses, {unit}", "column", *labels)
     for column in dict.fromkeys(row["column"] for row in rows if row["column"] != "objective"):

@@ -58,6 +58,8 @@ def dashboard(
 ) -> None:
     """Serve the MLflow UI on this study until interrupted."""
     from mixopt.errors import ConfigError, ResourceError
+    from mixopt.study import Study
+    from mixopt.tracking import MlflowTracker
 
     from . import build
 
@@ -67,10 +69,9 @@ def dashboard(
     if host not in ("127.0.0.1", "localhost", "::1") and not allowed_hosts:
         raise ConfigError(f"--host: {host} is reachable by others; name the host names they use with --allowed-hosts")
     tracker = build.build_tracker(location)
-    uri = getattr(tracker, "uri", None)
-    if uri is None:
+    if not isinstance(tracker, MlflowTracker):
         raise ConfigError("run.tracking_uri is none, so there is nothing to show; give --tracking-uri")
-    link = f"#/experiments/{tracker.experiment_id}/runs"  # type: ignore[attr-defined]
+    uri, link = tracker.uri, f"#/experiments/{tracker.experiment_id(Study(location.directory))}/runs"
     if uri.startswith("http"):
         url, command = f"{uri.rstrip('/')}/{link}", []
     else:
@@ -111,14 +112,14 @@ def sync(
     if tracking_uri:
         location = build.with_run_options(location, {"tracking_uri": tracking_uri})
     ledger = Study(location.directory)
-    trials = ledger.header and ledger.trials
+    num_trials = len(ledger.trials) if ledger.header else 0
     tracker = build.build_tracker(location)
     tracker.project(ledger)
     tracker.finish(ledger, [p for p in outputs.artifacts(ledger) if p.exists()], failed=ledger.recommendation is None)
     if as_json:
-        emit_json({"trials": len(trials), "tracking_uri": getattr(tracker, "uri", "none")})
+        emit_json({"trials": num_trials, "tracking_uri": getattr(tracker, "uri", "none")})
     else:
-        typer.echo(f"{len(trials)} trials in {getattr(tracker, 'uri', 'none')}")
+        typer.echo(f"{num_trials} trials in {getattr(tracker, 'uri', 'none')}")
 
 
 def doctor(

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from mixopt.config import StudyConfig
+from mixopt.mixture import Mixture
 from mixopt.proxies.cost import active_params, total_params
 from mixopt.proxies.evaluators import ProxyEvaluator
 from mixopt.proxies.optim import initial_state
 from mixopt.proxies.tokens import MixtureSampler, TokenShard
 from mixopt.proxies.train import ProxyRun, StackTrainer
-
-from mixopt.config import StudyConfig
-from mixopt.mixture import Mixture
 from mixopt.service import Plan
 from mixopt.study import Header
 
@@ -62,6 +63,7 @@ def summarize(
 def seconds_per_token(header: Header, evaluator: ProxyEvaluator, tokens: Path, *, stack: int) -> float:
     """Return CPU seconds per training token and model, measured on a few steps."""
     config = evaluator.models[header.ladder.target.model]
+    torch.set_num_threads(evaluator.threads)
     shards = {name: TokenShard(tokens / folder) for name, folder in evaluator.shards.items()}
     mixture = Mixture.uniform(header.domain_names)
     state = initial_state(config, 0)

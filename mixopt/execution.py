@@ -106,6 +106,7 @@ class RayExecutor:
         directory: The run directory; workers must see it under the same path.
         workers: Jobs at the same time.
         address: Address of a running cluster, or None for a local Ray.
+        num_cpus: CPUs per job.
         num_gpus: GPUs per job (a fraction shares one).
 
     Raises:
@@ -119,9 +120,10 @@ class RayExecutor:
         *,
         workers: int,
         address: str | None = None,
+        num_cpus: int = 1,
         num_gpus: float = 0.0,
     ) -> None:
-        self.slots = workers
+        self.slots, self._num_cpus = workers, num_cpus
         self._directory = Path(directory).resolve()
         self._running: dict[Any, Job] = {}
         self._unsent_evaluator, self._address, self._num_gpus = evaluator, address, num_gpus
@@ -130,7 +132,7 @@ class RayExecutor:
             probe_address(address)
 
     def _connect(self) -> None:
-        self._start(self.slots, self._address)
+        self._start(self.slots * self._num_cpus, self._address)
         import ray
 
         num_gpus = self._num_gpus
@@ -141,7 +143,7 @@ class RayExecutor:
             )
         self._evaluator = ray.put(self._unsent_evaluator)
         # Retries are ours, so that their reason is in the ledger.
-        self._task = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0, max_calls=0)(run_job)
+        self._task = ray.remote(num_cpus=self._num_cpus, num_gpus=num_gpus, max_retries=0, max_calls=0)(run_job)
 
     def submit(self, job: Job) -> None:
         """Send a job to a worker."""
@@ -185,7 +187,7 @@ class RayExecutor:
             return JobReport(job, None, f"{type(error).__name__}: {error}", retryable=True)
 
     @staticmethod
-    def _start(workers: int, address: str | None) -> None:
+    def _start(num_cpus: int, address: str | None) -> None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.update({key: os.environ.get(key, value) for key, value in ALLOCATOR_SETTINGS.items()})
@@ -200,7 +202,7 @@ class RayExecutor:
                 if address:
                     _within(_CONNECT_SECONDS, lambda: ray.init(address=address, **quiet), address)
                 else:
-                    ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+                    ray.init(num_cpus=num_cpus, include_dashboard=False, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ResourceError(
                 f"run.address: cannot connect to Ray at {address or 'this machine'}: {error}. "

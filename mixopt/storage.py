@@ -29,7 +29,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def explained_errors(path: Path) -> Iterator[None]:
-    """Translate a full disk or missing permission into one clear error."""
+    """Translate a full disk, missing permission or a file in the way into one clear error."""
     try:
         yield
     except OSError as error:
@@ -38,7 +38,7 @@ def explained_errors(path: Path) -> Iterator[None]:
             raise ResourceError(
                 f"no disk space left to write {path} ({free / 1e6:.0f} MB free); free some and run the same command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR):
             raise ResourceError(f"cannot write {path}: {error.strerror}; choose another place with --dir") from error
         raise
 

@@ -20,7 +20,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class Header:
         objective: Expression (text or mapping) and unit.
         budget: Of the search, in runs of the top rung.
         experts_fidelity: Rung whose experts feed the MDE.
+        settings: Constraints and search settings, as in the study file.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Header:
     objective: Mapping[str, Any]
     budget: float
     experts_fidelity: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -182,7 +184,8 @@ class Study:
         is the loss on an evaluation set since removed or changed.
         """
         names = self.header.domain_names
-        trials, order = [], {}
+        trials: list[Trial] = []
+        order: dict[str, int] = {}
         for trial, version in self._trials.values():
             if self._is_current(trial, version):
                 order[trial.id] = len(trials)
@@ -358,6 +361,7 @@ class Study:
         content = path.read_bytes()
         lines = content.split(b"\n")
         events = []
+        self._size = content.rfind(b"\n") + 1
         for number, line in enumerate(lines, start=1):
             if not line:
                 continue
@@ -371,7 +375,6 @@ class Study:
                     f"{path}, line {number}: the checksum does not match; restore a backup or cut the file before it"
                 )
             events.append(event)
-            self._size += len(line) + 1
         return events
 
     def _append(self, event: dict[str, Any]) -> None:
@@ -398,10 +401,9 @@ class Study:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         event = json.loads(line)
-        crc = event.pop("crc")
-    except (ValueError, AttributeError, KeyError):
+        return event if event.pop("crc") == fingerprint(event) else None
+    except (ValueError, AttributeError, KeyError, TypeError):
         return None
-    return event if isinstance(event, dict) and crc == fingerprint(event) else None
 
 
 def _over(trial: Trial, names: Sequence[str]) -> Trial:

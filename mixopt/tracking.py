@@ -117,6 +117,11 @@ class MlflowTracker:
         """Attach artifacts to the study's own run and end every run nobody works on."""
         self._attempt(lambda: self._finish(study, artifacts, "FAILED" if failed else "FINISHED"))
 
+    def experiment_id(self, study: Study) -> str:
+        """Return the id of the study's experiment, which is made if need be."""
+        with _opening(self.uri):
+            return self._experiment_for(study)
+
     # --- the connection ------------------------------------------------------
 
     def _connect(self) -> Any:

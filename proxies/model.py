@@ -81,7 +81,9 @@ class Block(nn.Module):
         x_SND = x_SND + self.attention(self.norm1(x_SND), batch, rotation)
         y_SND = self.norm2(x_SND)
         out = self.shared(y_SND)
-        return x_SND + (out if self.moe is None else out + self.moe(y_SND))
+        if self.moe is not None:
+            out = out + self.moe(y_SND)
+        return torch.add(x_SND, out)
 
 
 class ProxyStack(nn.Module):

@@ -139,7 +139,7 @@ class _Builder:
     tokenizer: TextTokenizer
     progress: Callable[[str], None]
 
-    def train(self, name: str, text: DomainText, key: dict[str, object], sequence_length: int) -> TokenShard:
+    def train(self, name: str, text: DomainText, key: Mapping[str, object], sequence_length: int) -> TokenShard:
         documents = self._announced(text.training(), f"tokenize {name}")
         shard = TokenShard.build(self.root, name, documents, tokenizer=self.tokenizer, key={**key, "part": "train"})
         if shard.meta["num_tokens"] < sequence_length:
@@ -155,7 +155,7 @@ class _Builder:
         yield from documents
 
     def sample(
-        self, name: str, documents: Callable[[], Iterator[str]], key: dict[str, object], num_tokens: int
+        self, name: str, documents: Callable[[], Iterator[str]], key: Mapping[str, object], num_tokens: int
     ) -> TokenShard:
         identity = {**key, "part": "eval", "tokens": num_tokens}
         known = read_json(self.root / "eval.json") or {}

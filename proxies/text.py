@@ -124,6 +124,8 @@ class TextSource:
         import datasets
 
         datasets.disable_progress_bars()
+        # It logs what it raises; one message is enough.
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
         try:
             yield from self._open(datasets)
         except (ConfigError, GeneratorExit):

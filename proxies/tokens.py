@@ -97,7 +97,7 @@ class TextTokenizer:
 
     def encode(self, documents: Sequence[str]) -> list[Any]:
         """Return the library's encodings (ids and character offsets), no special tokens added."""
-        return self._tokenizer.encode_batch(list(documents), add_special_tokens=False)  # type: ignore[no-any-return]
+        return self._tokenizer.encode_batch(list(documents), add_special_tokens=False)
 
 
 @dataclass(frozen=True)

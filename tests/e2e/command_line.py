@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 import yaml
+
 from mixopt.experiments import cli
 
 
@@ -33,7 +34,11 @@ def mixopt(*words):
     before = logger.handlers, logger.propagate, logger.level
     code = 0
     try:
-        with patch.object(sys, "argv", ["mixopt", *map(str, words)]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            patch.object(sys, "argv", ["mixopt", *map(str, words)]),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
             cli.main()
     except SystemExit as stop:
         code = stop.code or 0
@@ -51,8 +56,43 @@ def mixopt_process(*words, cwd, seconds=60):
 
 
 WORDS = {
-    "web": "the page shows a link to another page with news of the day and a list of shops".split(),
-    "code": "def return for in range print self value list None if else import class yield".split(),
+    "web": [
+        "the",
+        "page",
+        "shows",
+        "a",
+        "link",
+        "to",
+        "another",
+        "page",
+        "with",
+        "news",
+        "of",
+        "the",
+        "day",
+        "and",
+        "a",
+        "list",
+        "of",
+        "shops",
+    ],
+    "code": [
+        "def",
+        "return",
+        "for",
+        "in",
+        "range",
+        "print",
+        "self",
+        "value",
+        "list",
+        "None",
+        "if",
+        "else",
+        "import",
+        "class",
+        "yield",
+    ],
 }
 
 

@@ -55,7 +55,9 @@ def mixopt(*arguments, cwd, **options):
     """Run the command line as a user would."""
     command = [sys.executable, "-m", "mixopt.experiments.cli", *map(str, arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, text=True, capture_output=True, timeout=600, check=False, **options)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, text=True, capture_output=True, timeout=600, check=False, **options
+    )
 
 
 def start_mixopt(*arguments, cwd):

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 import yaml
-from mixopt.experiments import build
 
+from mixopt.experiments import build
 from mixopt.study import Study
 from tests.e2e.command_line import mixopt, mixopt_process, small_study, write_text
 
@@ -85,7 +85,14 @@ def test_a_column_that_is_no_text_is_named(tmp_path):
 def test_a_domain_shorter_than_one_sequence_is_named(tmp_path):
     study = edit(small_study(tmp_path), domains__web__holdout=0.45)
     (tmp_path / "text" / "web.jsonl").write_text("".join(json.dumps({"text": f"w{i}"}) + "\n" for i in range(12)))
-    refused(mixopt("run", study), tmp_path, 2, "domains.web:", "fewer than one sequence (proxy.sequence_length 32)", "add text")
+    refused(
+        mixopt("run", study),
+        tmp_path,
+        2,
+        "domains.web:",
+        "fewer than one sequence (proxy.sequence_length 32)",
+        "add text",
+    )
 
 
 def test_a_domain_of_one_document_says_what_to_hold_out(tmp_path):
@@ -112,7 +119,13 @@ def test_a_corrupted_parquet_file_is_named(tmp_path):
 def test_an_unknown_kind_of_file_is_named(tmp_path):
     study = edit(small_study(tmp_path), domains__web__path="text/web.docx")
     (tmp_path / "text" / "web.docx").write_bytes(b"PK")
-    refused(mixopt("run", study), tmp_path, 2, "domains.web.path", "web.docx is no txt, jsonl, json or parquet file; convert it")
+    refused(
+        mixopt("run", study),
+        tmp_path,
+        2,
+        "domains.web.path",
+        "web.docx is no txt, jsonl, json or parquet file; convert it",
+    )
 
 
 def test_a_folder_of_mixed_kinds_is_named(tmp_path):
@@ -162,16 +175,27 @@ def test_a_folder_that_is_no_run_directory_is_named(tmp_path):
 
 def test_an_unknown_objective_column_names_the_columns(tmp_path):
     study = edit(small_study(tmp_path), objective__expression="mean(loss/webb)")
-    refused(mixopt("run", study), tmp_path, 2, "objective.expression: unknown column 'loss/webb'; available are loss/web, loss/code")
+    refused(
+        mixopt("run", study),
+        tmp_path,
+        2,
+        "objective.expression: unknown column 'loss/webb'; available are loss/web, loss/code",
+    )
 
 
 @pytest.mark.parametrize(
     ("constraints", "parts"),
     [
-        ({"bounds": {"web": [0, 0.3], "code": [0, 0.3]}}, ["the upper bounds", "sum to 0.6, less than 1", "raise bounds"]),
+        (
+            {"bounds": {"web": [0, 0.3], "code": [0, 0.3]}},
+            ["the upper bounds", "sum to 0.6, less than 1", "raise bounds"],
+        ),
         ({"bounds": {"wbe": [0, 0.3]}}, ["constraints.bounds: unknown domain 'wbe'", "web, code"]),
         ({"target_tokens": 10**9, "max_epochs": 1}, ["epoch caps included", "lower target_tokens"]),
-        ({"groups": [{"domains": ["web"], "min": 0.9}, {"domains": ["code"], "min": 0.9}]}, ["no mixture satisfies", "0.9 <= web", "relax one"]),
+        (
+            {"groups": [{"domains": ["web"], "min": 0.9}, {"domains": ["code"], "min": 0.9}]},
+            ["no mixture satisfies", "0.9 <= web", "relax one"],
+        ),
     ],
 )
 def test_unsatisfiable_constraints_are_named(tmp_path, constraints, parts):
@@ -209,10 +233,18 @@ def test_a_missing_tokenizer_file_is_named(tmp_path):
 
 
 def test_an_unknown_executor_is_named(tmp_path):
-    refused(mixopt("run", small_study(tmp_path), "--executor", "slurm"), tmp_path, 2, "--executor: expected ray or serial, got 'slurm'")
+    refused(
+        mixopt("run", small_study(tmp_path), "--executor", "slurm"),
+        tmp_path,
+        2,
+        "--executor: expected ray or serial, got 'slurm'",
+    )
 
 
-@pytest.mark.parametrize("words", [["rnu", "study.yaml"], ["run"], ["run", "study.yaml", "--wrokers", "2"], ["run", "study.yaml", "--workers", "0"]])
+@pytest.mark.parametrize(
+    "words",
+    [["rnu", "study.yaml"], ["run"], ["run", "study.yaml", "--wrokers", "2"], ["run", "study.yaml", "--workers", "0"]],
+)
 def test_wrong_use_is_code_two_with_a_hint(tmp_path, words):
     answer = mixopt(*words)
     assert answer.code == 2
@@ -233,7 +265,12 @@ def test_a_run_directory_that_is_a_file_is_named(tmp_path):
 
 def test_init_on_an_empty_folder_says_what_to_put_there(tmp_path):
     (tmp_path / "text").mkdir()
-    refused(mixopt("init", "text"), tmp_path, 2, "text holds no txt, jsonl, json or parquet file; put one file or sub-folder per domain there")
+    refused(
+        mixopt("init", "text"),
+        tmp_path,
+        2,
+        "text holds no txt, jsonl, json or parquet file; put one file or sub-folder per domain there",
+    )
     assert not (tmp_path / "study.yaml").exists()
 
 
@@ -288,13 +325,23 @@ def test_changed_text_is_listed_and_refused_before_any_work(tmp_path):
 
 def test_a_removed_domain_is_listed(tmp_path):
     begun(tmp_path)
-    study = edit(tmp_path / "study.yaml", objective__expression="loss/code", domains={"code": {"path": "text/code.jsonl", "holdout": 0.2}})
+    study = edit(
+        tmp_path / "study.yaml",
+        objective__expression="loss/code",
+        domains={"code": {"path": "text/code.jsonl", "holdout": 0.2}},
+    )
     told(mixopt("run", study), 2, "domain web was removed", "evaluation set web was removed", "--accept-changes")
 
 
 def test_another_vocabulary_is_refused_because_the_tokenizer_is_frozen(tmp_path):
     begun(tmp_path)
-    told(mixopt("run", edit(tmp_path / "study.yaml", tokenizer__vocab_size=310)), 2, "tokenizer", "frozen at the first run", "--dir")
+    told(
+        mixopt("run", edit(tmp_path / "study.yaml", tokenizer__vocab_size=310)),
+        2,
+        "tokenizer",
+        "frozen at the first run",
+        "--dir",
+    )
 
 
 @pytest.mark.parametrize(
@@ -310,7 +357,11 @@ def test_a_mixture_that_cannot_be_predicted_is_named(tmp_path, mixture, parts):
 
 
 def test_an_unknown_rung_to_predict_is_named(tmp_path):
-    told(mixopt("predict", begun(tmp_path), "--mixture", "web=1", "--fidelity", "tpo"), 2, "unknown rung 'tpo'; the ladder has low, top")
+    told(
+        mixopt("predict", begun(tmp_path), "--mixture", "web=1", "--fidelity", "tpo"),
+        2,
+        "unknown rung 'tpo'; the ladder has low, top",
+    )
 
 
 @pytest.mark.parametrize("verb", ["status", "report", "sync"])

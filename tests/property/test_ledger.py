@@ -26,16 +26,16 @@ def steps(draw):
     """A possible life of a study, as functions on it."""
     actions, num = [lambda study: study.begin(HEADER)], draw(st.integers(1, 4))
     for i in range(num):
-        share, reason, value = draw(st.floats(0, 1)), draw(TEXTS), draw(NUMBERS)
+        share, reason, value, note = draw(st.floats(0, 1)), draw(TEXTS), draw(NUMBERS), draw(TEXTS)
         mixture = Mixture.normalized(("web", "code"), [share, 1 - share])
         trial = Trial(f"t{i}", Role.SEARCH, mixture, "top", draw(st.integers(0, 2**63 - 1)), "test", reason, value)
         result = TrialResult(trial.id, Status.DONE, (Observation(trial.id, "top", {"x": draw(NUMBERS)}),), draw(TEXTS))
         actions.append(lambda study, trial=trial: study.propose([trial]))
-        actions.append(lambda study, trial=trial, note=draw(TEXTS): study.set_status([trial.id], Status.FAILED, note))
+        actions.append(lambda study, trial=trial, note=note: study.set_status([trial.id], Status.FAILED, note))
         if draw(st.booleans()):
             actions.append(lambda study, result=result: study.finish(result))
-    actions.append(lambda study, reason=draw(TEXTS): study.stop(reason))
-    return actions
+    end = draw(TEXTS)
+    return [*actions, lambda study: study.stop(end)]
 
 
 def live(folder, actions):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixopt.experiments.outputs import round_weights
 
 from mixopt import Mixture, MixtureError, Role, Trial
+from mixopt.experiments.outputs import round_weights
 
 LAW = settings(max_examples=60, deadline=None)
 

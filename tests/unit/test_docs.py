@@ -20,7 +20,7 @@ from mixopt.study import Study
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(p for p in DOCS.rglob("*.md") if ".in." not in p.name)]
 SOURCES = ("mixopt", "proxies", "search", "experiments")
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the docs are not part of an installed package")
@@ -36,7 +36,8 @@ def reference() -> str:
 
 def blocks(page: Path, language: str) -> list[str]:
     """Return the fenced blocks of a language on a page."""
-    return re.findall(rf"^```{language}\n(.*?)^```", read(page), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", read(page), flags=re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
 
 
 def config_models() -> list[type[BaseModel]]:
@@ -195,7 +196,7 @@ def test_every_entry_of_the_file_tree_exists():
 
 def test_every_source_file_is_in_the_file_tree():
     listed = {file for path, _ in tree() for file in ROOT.glob(path) if file.is_file()}
-    files = {f for folder in (*SOURCES, "docs") for f in (ROOT / folder).rglob("*") if f.is_file()}
+    files = {f for folder in SOURCES for f in (ROOT / folder).rglob("*") if f.is_file()}
     assert not sorted(str(f.relative_to(ROOT)) for f in files - listed if "__pycache__" not in f.parts)
 
 

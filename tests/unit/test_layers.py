@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,9 @@ DOORS = {
     "fastapi": lambda path: path == "experiments/server.py",
     "lightgbm": lambda path: path == "search/baselines.py",
     "sklearn": lambda path: path == "search/baselines.py",
-    "pandas": lambda path: path in ("mixopt/study.py", "mixopt/runs.py") or path.startswith(("experiments/", "search/replay")),
+    "pandas": lambda path: (
+        path in ("mixopt/study.py", "mixopt/runs.py") or path.startswith(("experiments/", "search/replay"))
+    ),
 }
 # Doors that stay closed until their class or function is used.
 LATE = ("ray", "mlflow", "pandas", "scipy", "datasets", "matplotlib", "fsspec", "pyarrow")
@@ -58,6 +61,7 @@ class Import:
         return self.module.startswith(".")
 
 
+@cache
 def imports(path):
     """Every import of a file but those for type checkers alone."""
     found = []
@@ -101,7 +105,9 @@ def test_folders_import_only_what_lies_below_them(path):
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_inside_a_folder_imports_are_relative_and_across_folders_absolute(path):
     own = path.parent.name
-    assert [i for i in imports(path) if folder_of(i.module) == own and not (own == "mixopt" and i.module == "mixopt")] == []
+    assert [
+        i for i in imports(path) if folder_of(i.module) == own and not (own == "mixopt" and i.module == "mixopt")
+    ] == []
     assert [i for i in imports(path) if i.module.startswith("..")] == []
 
 

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-INSTALLED_AS = {"mixopt": "mixopt", "proxies": "mixopt/proxies", "search": "mixopt/search", "experiments": "mixopt/experiments"}
+INSTALLED_AS = {
+    "mixopt": "mixopt",
+    "proxies": "mixopt/proxies",
+    "search": "mixopt/search",
+    "experiments": "mixopt/experiments",
+}
 
 
 def source_tree(folder):
@@ -28,7 +33,18 @@ def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")
     # Without isolation nothing is downloaded; the build needs setuptools alone.
     offline = ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else []
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", *offline, "--wheel-dir", str(out), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        *offline,
+        "--wheel-dir",
+        str(out),
+        str(source),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(next(out.glob("mixopt-*.whl"))) as archive:

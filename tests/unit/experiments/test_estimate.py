@@ -1,9 +1,9 @@
 import json
 
 import pytest
+
 from mixopt.experiments import build
 from mixopt.experiments.estimate import summarize
-
 from mixopt.storage import RunDirectory
 from tests.e2e.command_line import small_study
 

@@ -2,8 +2,8 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from mixopt.experiments import figures
 
+from mixopt.experiments import figures
 from mixopt.observation import Role, Trial
 from mixopt.study import Study
 from tests.unit.experiments.finished_study import HEADER, expert, finished_study, run, started_study

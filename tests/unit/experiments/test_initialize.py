@@ -3,10 +3,10 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mixopt.experiments.initialize import find_domains, study_yaml
 
 from mixopt import ConfigError
 from mixopt.config import load_config
+from mixopt.experiments.initialize import find_domains, study_yaml
 
 
 def write_jsonl(path, **row):
@@ -90,7 +90,7 @@ def test_two_files_of_one_name_are_refused(tmp_path):
 def test_a_folder_without_text_and_a_missing_folder_say_what_to_give(tmp_path):
     with pytest.raises(ConfigError, match="holds no txt, jsonl, json or parquet file"):
         find_domains(tmp_path)
-    with pytest.raises(ConfigError, match="no folder at .*; give a folder"):
+    with pytest.raises(ConfigError, match=r"no folder at .*; give a folder"):
         find_domains(tmp_path / "none")
 
 
@@ -105,7 +105,9 @@ def test_the_study_file_can_be_loaded_and_finds_the_text(tmp_path):
     assert config.objective.expression == "mean(loss/notes, loss/web)"
 
 
-@pytest.mark.parametrize("name", ["2024.txt", "no.txt", "null.txt", "1e3.txt", "a b.txt", "a#b.txt", "_old.txt", "données.txt", "文.txt"])
+@pytest.mark.parametrize(
+    "name", ["2024.txt", "no.txt", "null.txt", "1e3.txt", "a b.txt", "a#b.txt", "_old.txt", "données.txt", "文.txt"]
+)
 def test_every_file_name_gives_a_domain_that_can_be_loaded(tmp_path, name):
     (tmp_path / name).write_text("words")
     (tmp_path / "web.txt").write_text("words")

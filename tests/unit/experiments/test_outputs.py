@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mixopt.experiments.build import Location
-from mixopt.experiments.outputs import artifacts, mixture_yaml, round_weights, summarize, write_outputs
 
 from mixopt import Mixture
 from mixopt.config import validate
+from mixopt.experiments.build import Location
+from mixopt.experiments.outputs import artifacts, mixture_yaml, round_weights, summarize, write_outputs
 from tests.unit.experiments.finished_study import BEST, DOMAINS, HEADER, NAMES, finished_study, started_study
 
 

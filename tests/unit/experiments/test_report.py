@@ -5,8 +5,8 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from mixopt.experiments.report import compare, costs, gain_sentences, mixture_rows, write_report
 
+from mixopt.experiments.report import compare, costs, gain_sentences, mixture_rows, write_report
 from mixopt.mixture import Mixture
 from mixopt.observation import Role, Trial
 from mixopt.study import Study

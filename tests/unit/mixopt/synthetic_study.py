@@ -5,13 +5,12 @@ import json
 import numpy as np
 import torch
 
-from mixopt.search.baselines import SobolOptimizer
-from mixopt.search.bayes import MultiFidelityOptimizer
-from mixopt.search.problems import SyntheticEvaluator, SyntheticPredictor, SyntheticProblem
-
 from mixopt import Constraints, Domain, EvalSet, Ladder, Mixture, Objective
 from mixopt.execution import SerialExecutor
 from mixopt.proposal import Prediction
+from mixopt.search.baselines import SobolOptimizer
+from mixopt.search.bayes import MultiFidelityOptimizer
+from mixopt.search.problems import SyntheticEvaluator, SyntheticPredictor, SyntheticProblem
 from mixopt.service import Plan, run_study
 from mixopt.study import Header, Study
 from mixopt.tracking import NullTracker

@@ -12,7 +12,12 @@ QUICKSTART = Path(__file__).parents[3] / "experiments" / "studies" / "quickstart
 
 
 def minimal(**fields):
-    return {"name": "s", "domains": {"web": {"path": "web.txt"}, "code": {"path": "code.txt"}}, "objective": {"expression": "loss/web"}, **fields}
+    return {
+        "name": "s",
+        "domains": {"web": {"path": "web.txt"}, "code": {"path": "code.txt"}},
+        "objective": {"expression": "loss/web"},
+        **fields,
+    }
 
 
 def write(folder, text):
@@ -43,7 +48,9 @@ FIELDS = [(name, field) for name, model in sections().items() for field in model
 
 
 def test_all_sections_are_found():
-    assert {"StudyConfig", "DomainConfig", "SourceConfig", "GroupConfig", "KlConfig", "RungConfig", "RunConfig"} <= set(sections())
+    assert {"StudyConfig", "DomainConfig", "SourceConfig", "GroupConfig", "KlConfig", "RungConfig", "RunConfig"} <= set(
+        sections()
+    )
 
 
 @pytest.mark.parametrize(("model", "field"), FIELDS, ids=[f"{model}.{field}" for model, field in FIELDS])
@@ -75,7 +82,10 @@ def test_the_quickstart_loads():
 def test_relative_paths_start_at_the_study_file(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     study = minimal(
-        domains={"web": {"path": "text/web.txt", "validation": {"path": "held.txt"}}, "path": {"path": "/data/code.txt"}},
+        domains={
+            "web": {"path": "text/web.txt", "validation": {"path": "held.txt"}},
+            "path": {"path": "/data/code.txt"},
+        },
         eval_sets={"target": {"path": "../target.jsonl"}},
         tokenizer={"path": "tokenizer.json"},
     )
@@ -99,7 +109,9 @@ def test_the_resolved_file_means_the_same_anywhere(tmp_path):
 
 
 def test_the_order_of_the_domains_is_kept(tmp_path):
-    path = write(tmp_path, "name: s\nobjective: {expression: loss/z}\ndomains:\n  z: {path: z}\n  a: {path: a}\n  m: {path: m}\n")
+    path = write(
+        tmp_path, "name: s\nobjective: {expression: loss/z}\ndomains:\n  z: {path: z}\n  a: {path: a}\n  m: {path: m}\n"
+    )
     assert list(load_config(path).domains) == ["z", "a", "m"]
 
 
@@ -136,7 +148,9 @@ def test_the_message_names_the_field_and_the_remedy(tmp_path, fields, message):
 
 
 def test_missing_fields_are_named(tmp_path):
-    assert "objective: this field is required; add it" in problem(tmp_path, {"name": "s", "domains": {"a": {"path": "x"}}})
+    assert "objective: this field is required; add it" in problem(
+        tmp_path, {"name": "s", "domains": {"a": {"path": "x"}}}
+    )
 
 
 def test_all_problems_are_told_at_once(tmp_path):

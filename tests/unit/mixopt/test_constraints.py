@@ -28,7 +28,9 @@ def test_lower_bounds_beyond_one_are_named():
 
 
 def test_upper_bounds_below_one_are_named_with_their_values():
-    with pytest.raises(ConfigError, match=r"sum to 0\.9, less than 1 \(a 0\.3, b 0\.3, c 0\.3\); raise bounds or max_epochs"):
+    with pytest.raises(
+        ConfigError, match=r"sum to 0\.9, less than 1 \(a 0\.3, b 0\.3, c 0\.3\); raise bounds or max_epochs"
+    ):
         bounded(upper=(0.3, 0.3, 0.3))
 
 

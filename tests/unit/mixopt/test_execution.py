@@ -26,7 +26,12 @@ class CountingEvaluator:
             raise self.error
         losses = {"x": float(self.calls)}
         return [
-            TrialResult(t.id, Status.DONE, (Observation(t.id, "top", losses, router_loads=[[0.5, 0.5]], epochs={"a": 0.1}),), "fine")
+            TrialResult(
+                t.id,
+                Status.DONE,
+                (Observation(t.id, "top", losses, router_loads=[[0.5, 0.5]], epochs={"a": 0.1}),),
+                "fine",
+            )
             for t in job.trials
         ]
 
@@ -117,7 +122,9 @@ def closed_port():
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
 def test_an_address_without_a_cluster_is_refused_at_once(address):
-    with pytest.raises(ResourceError, match=r"run\.address: no Ray cluster answers at .*; start it or drop the address"):
+    with pytest.raises(
+        ResourceError, match=r"run\.address: no Ray cluster answers at .*; start it or drop the address"
+    ):
         probe_address(address.format(closed_port()))
 
 

@@ -2,7 +2,12 @@ import pytest
 
 from mixopt import ConfigError, Fidelity, Ladder
 
-RUNGS = [("low", "d1", 10, 100, 1.0), ("mid", "d1", 10, 200, 2.0), ("wide", "d2", 40, 100, 5.0), ("top", "d1", 10, 1000, 10.0)]
+RUNGS = [
+    ("low", "d1", 10, 100, 1.0),
+    ("mid", "d1", 10, 200, 2.0),
+    ("wide", "d2", 40, 100, 5.0),
+    ("top", "d1", 10, 1000, 10.0),
+]
 
 
 def ladder(fixed_cost=0.1):

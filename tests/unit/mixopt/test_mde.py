@@ -180,7 +180,9 @@ def test_a_single_column_is_minimized_at_its_own_optimum():
 def test_the_kl_term_pulls_towards_its_reference():
     reference = Mixture(NAMES, [0.05, 0.05, 0.1, 0.8])
     distances = [
-        minimize(ensemble(), objective(), Constraints.simplex(NAMES), reference=reference, kl=kl).mixture.distance(reference)
+        minimize(ensemble(), objective(), Constraints.simplex(NAMES), reference=reference, kl=kl).mixture.distance(
+            reference
+        )
         for kl in (0.0, 0.1, 1.0, 100.0)
     ]
     assert distances == sorted(distances, reverse=True)
@@ -234,11 +236,11 @@ def scramble(path):
 def test_missing_or_damaged_scores_are_an_error_that_names_the_set(tmp_path, damage):
     paths = score_files(tmp_path)
     damage(paths["y"][2])
-    with pytest.raises(StudyError, match="expert scores on y are missing or damaged.*run the study again"):
+    with pytest.raises(StudyError, match=r"expert scores on y are missing or damaged.*run the study again"):
         load_mde(NAMES, paths)
 
 
 @pytest.mark.parametrize("lengths", [(500, 500, 499, 500), (0, 0, 0, 0)])
 def test_experts_must_be_scored_on_the_same_tokens(lengths):
-    with pytest.raises(StudyError, match="expert scores on x have .* tokens; score the experts again"):
+    with pytest.raises(StudyError, match=r"expert scores on x have .* tokens; score the experts again"):
         ExpertScores("x", tuple(np.zeros(n, dtype=np.float32) for n in lengths))

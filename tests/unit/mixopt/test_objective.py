@@ -62,7 +62,11 @@ def test_scores_have_no_bytes():
 def test_gradient_agrees_with_finite_differences(expression):
     objective, step = parse(expression, unit="bits_per_byte", eval_sets=SETS), 1e-6
     slopes = [
-        (objective.value({**VALUES, name: VALUES[name] + step}) - objective.value({**VALUES, name: VALUES[name] - step})) / (2 * step)
+        (
+            objective.value({**VALUES, name: VALUES[name] + step})
+            - objective.value({**VALUES, name: VALUES[name] - step})
+        )
+        / (2 * step)
         for name in objective.columns
     ]
     assert objective.gradient(VALUES) == pytest.approx(np.array(slopes), abs=1e-8)

@@ -18,7 +18,18 @@ def test_a_trial_survives_json_without_loss():
 
 def test_an_observation_survives_json_without_loss():
     observation = Observation(
-        "t", "low", {"a": 0.1 + 0.2}, {"quiz": 0.5}, {"loss/a": 0.01}, 0.3, 1e12, 1.5, 2.5, [[0.5, 0.5]], {"a": 0.25}, 3.1
+        "t",
+        "low",
+        {"a": 0.1 + 0.2},
+        {"quiz": 0.5},
+        {"loss/a": 0.01},
+        0.3,
+        1e12,
+        1.5,
+        2.5,
+        [[0.5, 0.5]],
+        {"a": 0.25},
+        3.1,
     )
     assert Observation.from_json(json.loads(json.dumps(observation.to_json()))) == observation
 
@@ -49,7 +60,8 @@ def test_pending_and_failed_trials_are_spent_too():
 
 def test_a_role_keeps_its_own_observations():
     history = History(
-        (a_trial("s"), a_trial("e", Role.EXPERT)), (Observation("s", "top", {"a": 1.0}), Observation("e", "top", {"a": 2.0}))
+        (a_trial("s"), a_trial("e", Role.EXPERT)),
+        (Observation("s", "top", {"a": 1.0}), Observation("e", "top", {"a": 2.0})),
     )
     assert [o.trial for o in history.of(Role.EXPERT).observations] == ["e"]
     assert history.trial("e").role is Role.EXPERT

@@ -7,13 +7,33 @@ from pathlib import Path
 import pytest
 
 from mixopt import Ladder, Mixture, Observation, ResourceError, Role, Status, StudyChangedError, StudyError, Trial
+from mixopt.execution import SerialExecutor
 from mixopt.protocols import TrialResult
 from mixopt.service import charged, finished, pack, run_study
 from mixopt.study import Study
-from tests.unit.mixopt.synthetic_study import DOMAINS, LADDER, NAMES, PROBLEM, a_header, a_plan, events, mfbo, quick_sobol, run, sobol
+from mixopt.tracking import NullTracker
+from tests.unit.mixopt.synthetic_study import (
+    DOMAINS,
+    LADDER,
+    NAMES,
+    PROBLEM,
+    a_header,
+    a_plan,
+    events,
+    mfbo,
+    quick_sobol,
+    run,
+    sobol,
+)
 
 SHAPES = Ladder.from_flops(
-    [("small", "d1", 10, 100, 1.0), ("big", "d1", 10, 400, 4.0), ("deep", "d2", 20, 400, 8.0), ("top", "d2", 20, 800, 16.0)], 0.05
+    [
+        ("small", "d1", 10, 100, 1.0),
+        ("big", "d1", 10, 400, 4.0),
+        ("deep", "d2", 20, 400, 8.0),
+        ("top", "d2", 20, 800, 16.0),
+    ],
+    0.05,
 )
 
 
@@ -65,7 +85,9 @@ def test_an_empty_batch_has_no_stacks():
 
 
 def result(trial_id, *rungs):
-    return TrialResult(trial_id, Status.DONE, tuple(Observation(trial_id, rung, {"x": 1.0}, cost=99.0) for rung in rungs))
+    return TrialResult(
+        trial_id, Status.DONE, tuple(Observation(trial_id, rung, {"x": 1.0}, cost=99.0) for rung in rungs)
+    )
 
 
 def test_the_charges_of_a_run_sum_to_its_price():
@@ -106,12 +128,17 @@ def test_experts_are_trained_at_the_vertices(tmp_path):
 
 def test_contenders_share_their_seeds_and_the_seeds_are_fresh(tmp_path):
     trials = run(tmp_path).trials
-    seeds = {label: [t.seed for t in trials if t.label == label and t.role is Role.VALIDATION] for label in ("recommended", "natural", "uniform")}
+    seeds = {
+        label: [t.seed for t in trials if t.label == label and t.role is Role.VALIDATION]
+        for label in ("recommended", "natural", "uniform")
+    }
     assert seeds["recommended"] == seeds["natural"] == seeds["uniform"]
     assert not set(seeds["natural"]) & {t.seed for t in trials if t.role is not Role.VALIDATION}
 
 
-@pytest.mark.parametrize(("optimizer", "budget"), [(quick_sobol, b) for b in (0.0, 0.04, 0.9, 1.0, 2.5)] + [(mfbo, 0.3)])
+@pytest.mark.parametrize(
+    ("optimizer", "budget"), [(quick_sobol, b) for b in (0.0, 0.04, 0.9, 1.0, 2.5)] + [(mfbo, 0.3)]
+)
 def test_the_budget_is_never_exceeded(tmp_path, budget, optimizer):
     study = run(tmp_path, a_plan(budget=budget, optimizer=optimizer, validation_seeds=0))
     assert study.history().of(Role.SEARCH).spent(LADDER) <= budget + 1e-9
@@ -159,19 +186,29 @@ def test_a_new_baseline_is_validated_without_repeating_the_others(tmp_path):
 def test_a_changed_domain_retrains_what_it_touches_and_nothing_else(tmp_path):
     run(tmp_path)
     domains = (replace(DOMAINS[0], fingerprint="other"), *DOMAINS[1:])
-    plan = a_plan(header=replace(a_header(), domains=domains), evaluator=replace(a_plan().evaluator, problem=replace(PROBLEM, bias=0.6)))
+    plan = a_plan(
+        header=replace(a_header(), domains=domains),
+        evaluator=replace(a_plan().evaluator, problem=replace(PROBLEM, bias=0.6)),
+    )
     study = run(tmp_path, plan, accept_changes=True)
     experts = [trial.id for trial in study.trials if trial.role is Role.EXPERT]
     assert experts == ["expert-d0", "expert-d1", "expert-d2", "expert-d0.2"]
     assert finished(study, plan)
 
 
-@pytest.mark.parametrize("stack", [1, 2])
-def test_equal_contenders_are_each_measured(tmp_path, stack):
+class TwoSlotExecutor(SerialExecutor):
+    """Accepts two jobs at a time, as a cluster does."""
+
+    slots = 2
+
+
+@pytest.mark.parametrize(("stack", "executor"), [(2, SerialExecutor), (1, SerialExecutor), (1, TwoSlotExecutor)])
+def test_equal_contenders_are_each_measured(tmp_path, stack, executor):
     # Domains of equal size: the natural mixture is the uniform one.
     same = Mixture.uniform(NAMES)
     plan = a_plan(baselines={"natural": same, "uniform": same}, stack=stack, budget=1.0)
-    study = run(tmp_path, plan)
+    run_study(Study(tmp_path), plan, executor=executor(plan.evaluator, tmp_path), tracker=NullTracker())
+    study = Study(tmp_path)
     assert {trial.id: trial.status for trial in study.trials if trial.status is not Status.DONE} == {}
     assert finished(study, plan)
 
@@ -218,7 +255,11 @@ def test_an_interrupted_bayesian_search_ends_with_the_same_ledger(tmp_path):
     plan = a_plan(optimizer=mfbo, budget=1.5, validation_seeds=1)
     whole = run(tmp_path / "whole", plan)
     assert whole.history().of(Role.SEARCH).spent(LADDER) <= 1.5 + 1e-9
-    first = next(i for i, event in enumerate(events(whole)) if event["type"] == "propose" and event["trials"][0]["role"] == "search")
+    first = next(
+        i
+        for i, event in enumerate(events(whole))
+        if event["type"] == "propose" and event["trials"][0]["role"] == "search"
+    )
     for num_lines in range(first, len(events(whole)), 4):
         cut(tmp_path / "whole", tmp_path / str(num_lines), num_lines)
         assert essence(run(tmp_path / str(num_lines), plan)) == essence(whole), num_lines
@@ -255,7 +296,9 @@ def faulty(victims, error, times=99):
     return FaultyEvaluator(a_plan().evaluator, victims, error, times)
 
 
-@pytest.mark.parametrize("error", [OSError("connection lost"), MemoryError("no room"), RuntimeError("CUDA out of memory")])
+@pytest.mark.parametrize(
+    "error", [OSError("connection lost"), MemoryError("no room"), RuntimeError("CUDA out of memory")]
+)
 def test_what_another_attempt_can_heal_is_tried_again_and_noted(tmp_path, error, caplog):
     evaluator = faulty(("search-001",), error, times=2)
     with caplog.at_level(logging.WARNING):
@@ -365,8 +408,6 @@ class RecordingTracker:
 
 
 def test_the_tracker_sees_every_change_and_the_end(tmp_path):
-    from mixopt.execution import SerialExecutor
-
     tracker, plan = RecordingTracker([]), a_plan()
     run_study(Study(tmp_path), plan, executor=SerialExecutor(plan.evaluator, tmp_path), tracker=tracker)
     assert tracker.seen == sorted(tracker.seen)

@@ -32,7 +32,7 @@ def test_the_temporary_path_keeps_the_suffix_for_writers_that_look_at_it(tmp_pat
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, FileNotFoundError])
 def test_an_exception_leaves_the_old_file_and_nothing_beside_it(tmp_path, error):
     write_text(tmp_path / "file.txt", "old")
-    with pytest.raises(error), atomic_path(tmp_path / "file.txt") as temporary:
+    with pytest.raises(error), atomic_path(tmp_path / "file.txt") as temporary:  # noqa: PT012
         temporary.write_text("half")
         raise error
     assert (tmp_path / "file.txt").read_text() == "old"
@@ -42,9 +42,13 @@ def test_an_exception_leaves_the_old_file_and_nothing_beside_it(tmp_path, error)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
 def test_a_full_disk_is_one_clear_error_with_a_remedy(tmp_path):
     write_text(tmp_path / "file.txt", "old")
-    with pytest.raises(ResourceError, match=r"no disk space left to write .*file\.txt \(\d+ MB free\); free some and run"):  # noqa: PT012, SIM117
-        with atomic_path(tmp_path / "file.txt"):
-            Path("/dev/full").write_text("what the disk refuses")
+    with (
+        pytest.raises(
+            ResourceError, match=r"no disk space left to write .*file\.txt \(\d+ MB free\); free some and run"
+        ),
+        atomic_path(tmp_path / "file.txt"),
+    ):
+        Path("/dev/full").write_text("what the disk refuses")
     assert (tmp_path / "file.txt").read_text() == "old"
     assert names(tmp_path) == ["file.txt"]
 
@@ -115,7 +119,15 @@ def test_free_space_is_known_for_places_that_do_not_exist_yet(tmp_path):
 
 def test_everything_of_a_study_lies_inside_its_run_directory(tmp_path):
     files = RunDirectory(tmp_path)
-    places = [files.ledger, files.config, files.tokens, files.mixture, files.report, files.expert("a"), files.score("k")]
+    places = [
+        files.ledger,
+        files.config,
+        files.tokens,
+        files.mixture,
+        files.report,
+        files.expert("a"),
+        files.score("k"),
+    ]
     places += [files.trial("t"), files.job("f"), files.result("f")]
     assert all(place.is_relative_to(tmp_path) for place in places)
     assert len(set(places)) == len(places)

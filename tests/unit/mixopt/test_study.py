@@ -43,7 +43,9 @@ def a_trial(trial_id, weights=(0.5, 0.5), fidelity="top", role=Role.SEARCH, **fi
 
 def done(trial_id, value=2.0, fidelities=("low", "top")):
     losses = [{"x": value + 1.0 * (rung == "low"), "y": value} for rung in fidelities]
-    observations = tuple(Observation(trial_id, rung, loss, cost=0.5) for rung, loss in zip(fidelities, losses, strict=True))
+    observations = tuple(
+        Observation(trial_id, rung, loss, cost=0.5) for rung, loss in zip(fidelities, losses, strict=True)
+    )
     return TrialResult(trial_id, Status.DONE, observations)
 
 
@@ -61,7 +63,9 @@ def a_study(folder, header=HEADER):
 def recommend(study):
     mixture = Mixture(NAMES, [0.25, 0.75])
     contender = Contender("recommended", mixture, {"objective": 1.0}, {"objective": 0.1})
-    study.recommend(Recommendation(mixture, "top", {"objective": 1.0}, {"objective": 0.1}, None, ("t0",), "mfbo"), [contender])
+    study.recommend(
+        Recommendation(mixture, "top", {"objective": 1.0}, {"objective": 0.1}, None, ("t0",), "mfbo"), [contender]
+    )
 
 
 def changed(**fields):
@@ -73,7 +77,15 @@ def domains(**fingerprints):
 
 
 def state(study):
-    return study.headers, study.trials, study.observations, study.batches, study.stopped, study.recommendation, study.contenders
+    return (
+        study.headers,
+        study.trials,
+        study.observations,
+        study.batches,
+        study.stopped,
+        study.recommendation,
+        study.contenders,
+    )
 
 
 # --- the fold -----------------------------------------------------------------
@@ -164,7 +176,21 @@ def test_history_is_in_the_order_of_the_ledger_whatever_finished_first(tmp_path)
 
 def test_the_table_has_one_row_per_run_and_rung(tmp_path):
     frame = a_study(tmp_path).to_frame()
-    wanted = ["run", "seed", "parent", "role", "fidelity", "params", "tokens", "cost", "weight/a", "weight/b", "loss/x", "loss/y", "objective"]
+    wanted = [
+        "run",
+        "seed",
+        "parent",
+        "role",
+        "fidelity",
+        "params",
+        "tokens",
+        "cost",
+        "weight/a",
+        "weight/b",
+        "loss/x",
+        "loss/y",
+        "objective",
+    ]
     assert frame.columns.tolist() == wanted
     assert frame["run"].tolist() == ["t0@low", "t0@top", "t1@low", "t1@top"]
     assert frame["run"].is_unique
@@ -256,7 +282,7 @@ def test_an_empty_line_between_events_does_not_cost_the_last_one(tmp_path):
 
 def test_an_event_of_a_newer_version_says_so(tmp_path):
     study = a_study(tmp_path)
-    with pytest.raises(StudyError, match="unknown event 'merge'.*upgrade"):
+    with pytest.raises(StudyError, match=r"unknown event 'merge'.*upgrade"):
         study._append({"type": "merge"})
 
 
@@ -317,7 +343,12 @@ def test_changed_data_are_listed_and_refused(tmp_path):
     before = (tmp_path / "study.jsonl").read_bytes()
     with pytest.raises(StudyChangedError) as caught:
         Study(tmp_path).begin(new)
-    wanted = ["domain b was removed", "domain c is new", "domain a changed (1,000 -> 1,000 tokens)", "evaluation set y was removed"]
+    wanted = [
+        "domain b was removed",
+        "domain c is new",
+        "domain a changed (1,000 -> 1,000 tokens)",
+        "evaluation set y was removed",
+    ]
     wanted += ["evaluation set x changed (100 -> 120 tokens)", "the tokenizer changed", "--accept-changes"]
     assert [text for text in wanted if text not in str(caught.value)] == []
     assert (tmp_path / "study.jsonl").read_bytes() == before
@@ -331,7 +362,12 @@ def test_a_changed_rung_is_listed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"budget": 9.0}, {"objective": {"expression": "max(loss/*)", "unit": "nats_per_token"}}, {"experts_fidelity": "low"}]
+    "fields",
+    [
+        {"budget": 9.0},
+        {"objective": {"expression": "max(loss/*)", "unit": "nats_per_token"}},
+        {"experts_fidelity": "low"},
+    ],
 )
 def test_budget_objective_and_experts_may_change_at_any_time(tmp_path, fields):
     a_study(tmp_path)
@@ -360,7 +396,7 @@ def test_restored_text_brings_its_trials_back(tmp_path):
 def test_a_new_domain_has_weight_zero_in_old_mixtures(tmp_path):
     study = a_study(tmp_path)
     study.begin(changed(domains=(Domain("c", 10, 1, 40, "text-c"), *HEADER.domains)), accept_changes=True)
-    assert [t.mixture.as_dict() for t in study.history().trials][0] == {"c": 0.0, "a": 0.5, "b": 0.5}
+    assert study.history().trials[0].mixture.as_dict() == {"c": 0.0, "a": 0.5, "b": 0.5}
     assert study.to_frame()["weight/c"].tolist() == [0.0] * 4
 
 
@@ -378,7 +414,9 @@ def test_reordered_domains_reorder_the_weights(tmp_path):
 
 def test_a_changed_evaluation_set_drops_its_column(tmp_path):
     study = a_study(tmp_path)
-    study.begin(changed(eval_sets=(EvalSet("x", 100, 400, fingerprint="new-x"), HEADER.eval_sets[1])), accept_changes=True)
+    study.begin(
+        changed(eval_sets=(EvalSet("x", 100, 400, fingerprint="new-x"), HEADER.eval_sets[1])), accept_changes=True
+    )
     history = study.history()
     assert {tuple(o.losses) for o in history.observations} == {("y",)}
     assert study.value(history.observations[0]) is None

@@ -24,7 +24,9 @@ def write_shard(path, *, num_docs=30, length=50, seed=0, alphabet=VOCAB):
     """A shard of documents that walk through the alphabet with a domain's own stride, so they can be learned."""
     rng = np.random.default_rng(seed)
     stride = 1 + 2 * seed
-    documents = [(rng.integers(alphabet) + stride * np.arange(length + i % 7)) % (alphabet - 1) + 1 for i in range(num_docs)]
+    documents = [
+        (rng.integers(alphabet) + stride * np.arange(length + i % 7)) % (alphabet - 1) + 1 for i in range(num_docs)
+    ]
     path.mkdir(parents=True)
     offsets = np.concatenate([[0], np.cumsum([len(d) for d in documents])])
     np.save(path / "tokens.npy", np.concatenate(documents).astype(np.uint16))

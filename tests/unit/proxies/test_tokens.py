@@ -9,7 +9,10 @@ from mixopt.proxies.tokens import DomainStream, MixtureSampler, TextTokenizer, T
 
 from .builders import shards, write_shard
 
-DOCUMENTS = ["the quick brown fox jumps over the lazy dog. " * 5, "größere Wörter, naïve façade, 文字 and emoji 🙂. " * 5] * 20
+DOCUMENTS = [
+    "the quick brown fox jumps over the lazy dog. " * 5,
+    "größere Wörter, naïve façade, 文字 and emoji 🙂. " * 5,
+] * 20
 
 
 def _tokenizer(path, vocab_size=300):
@@ -20,9 +23,7 @@ def _tokenizer(path, vocab_size=300):
 def test_token_shares_are_within_one_percent_after_200k_tokens(tmp_path):
     names = ("a", "b", "c", "d")
     weights = [0.55, 0.3, 0.11, 0.04]
-    sampler = MixtureSampler(
-        shards(tmp_path, names), Mixture.normalized(names, weights), seed=3, sequence_length=128
-    )
+    sampler = MixtureSampler(shards(tmp_path, names), Mixture.normalized(names, weights), seed=3, sequence_length=128)
     num = 200_000 // 128
     counts = sampler.counts(num)
     for name, weight in zip(names, weights, strict=True):

@@ -60,7 +60,10 @@ def test_interrupted_training_ends_bit_identical(tmp_path):
 
 def test_models_of_different_length_leave_the_stack_at_their_end(tmp_path):
     config, data = small_config(), shards(tmp_path)
-    runs = [make_run("short", data, config, seed=0, milestones=[10]), make_run("long", data, config, seed=1, milestones=[10, 30])]
+    runs = [
+        make_run("short", data, config, seed=0, milestones=[10]),
+        make_run("long", data, config, seed=1, milestones=[10, 30]),
+    ]
     seen = []
     train(StackTrainer(config, runs, CPU), lambda milestone: seen.append((milestone.run.name, milestone.step)))
     assert seen == [("short", 10), ("long", 10), ("long", 30)]

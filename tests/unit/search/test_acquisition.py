@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from mixopt import Constraints, History, Ladder, Mixture, Role, Trial
+from mixopt.convex import KLPenalty, Reduction
 from mixopt.search import simplex
 from mixopt.search.acquisition import NUM_NORMALS, Beliefs, KnowledgeGradient, antithetic_normals
-from mixopt.convex import KLPenalty, Reduction
 from mixopt.search.encoding import Encoder, Evidence
 from mixopt.search.problems import SyntheticEvaluator, SyntheticPredictor, SyntheticProblem, finished
 from mixopt.search.surrogate import Surrogate
