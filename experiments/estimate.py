@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mixopt.config import StudyConfig
 from mixopt.mixture import Mixture
@@ -63,7 +62,7 @@ def summarize(
 def seconds_per_token(header: Header, evaluator: ProxyEvaluator, tokens: Path, *, stack: int) -> float:
     """Return CPU seconds per training token and model, measured on a few steps."""
     config = evaluator.models[header.ladder.target.model]
-    torch.set_num_threads(evaluator.threads)
+    evaluator.limit_threads()
     shards = {name: TokenShard(tokens / folder) for name, folder in evaluator.shards.items()}
     mixture = Mixture.uniform(header.domain_names)
     state = initial_state(config, 0)

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from mixopt.errors import ConfigError
 
 _KINDS = (".txt", ".jsonl", ".json", ".parquet")
@@ -44,7 +46,7 @@ def find_domains(folder: Path) -> list[FoundDomain]:
             p for p in (child.rglob("*") if child.is_dir() else [child]) if p.suffix in _KINDS and p.is_file()
         )
         if files and not child.name.startswith("."):
-            name = re.sub(r"[^A-Za-z0-9_.-]+", "-", child.stem if child.is_file() else child.name).strip("-.")
+            name = re.sub(r"[^A-Za-z0-9_.-]+", "-", child.stem if child.is_file() else child.name).strip("-._")
             found.append(
                 FoundDomain(name or "domain", child, _text_column(files[0]), sum(p.stat().st_size for p in files))
             )
@@ -94,7 +96,7 @@ def study_yaml(name: str, domains: list[FoundDomain], folder: Path) -> str:
     """Return a commented study file; paths are relative to `folder` where they can be."""
     lines = [
         f"# A study of {len(domains)} domains. See what it will do:  mixopt check THIS_FILE",
-        f"name: {name}",
+        f"name: {_yaml_text(name)}",
         "seed: 0",
         "",
         "domains:                     # the order is the order of the weights",
@@ -103,7 +105,9 @@ def study_yaml(name: str, domains: list[FoundDomain], folder: Path) -> str:
         path = domain.path.resolve()
         shown = path.relative_to(folder.resolve()) if path.is_relative_to(folder.resolve()) else path
         column = "" if domain.text == "text" else f", text: {json.dumps(domain.text)}"
-        lines.append(f"  {domain.name}: {{path: {json.dumps(str(shown))}{column}}}   # {domain.num_bytes / 1e6:.1f} MB")
+        lines.append(
+            f"  {_yaml_text(domain.name)}: {{path: {json.dumps(str(shown))}{column}}}   # {domain.num_bytes / 1e6:.1f} MB"
+        )
     targets = ", ".join(f"loss/{domain.name}" for domain in domains)
     lines += [
         "",
@@ -132,3 +136,8 @@ def study_yaml(name: str, domains: list[FoundDomain], folder: Path) -> str:
         "run: {workers: 2}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _yaml_text(text: str) -> str:
+    """Return text as YAML reads it back: names such as 2024 or no need quotes."""
+    return text if yaml.safe_load(text) == text else json.dumps(text)

@@ -305,14 +305,22 @@ def _describe(item: Any) -> str:
 
 
 def _fields_at(location: Iterable[Any]) -> list[str]:
+    """Return the fields known at a place of the file; names that users choose are passed over."""
     here: Any = StudyConfig
     for part in location:
-        field = getattr(here, "model_fields", {}).get(part)
-        if field is not None:
-            here = field.annotation
-        candidates = [here, *getattr(here, "__args__", ())]
-        here = next((c for c in candidates if hasattr(c, "model_fields")), here)
+        if not hasattr(here, "model_fields"):  # a mapping or list: `part` is a key of the user's
+            sections = [kind for kind in getattr(here, "__args__", ()) if hasattr(kind, "model_fields")]
+            here = sections[0] if sections else None
+        else:
+            annotation = here.model_fields[part].annotation if part in here.model_fields else None
+            optional = [kind for kind in getattr(annotation, "__args__", ()) if kind is not type(None)]
+            single = len(optional) == 1 and hasattr(optional[0], "model_fields") and not _is_container(annotation)
+            here = optional[0] if single else annotation
     return list(getattr(here, "model_fields", {}))
+
+
+def _is_container(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) in (dict, list, tuple)
 
 
 def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:

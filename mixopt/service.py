@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from .errors import StudyError
 from .execution import read_results
 from .fidelity import Ladder
+from .identity import fingerprint
 from .mixture import Mixture
 from .observation import Observation, Role, Status, Trial
 from .proposal import Contender, Prediction, Proposal
@@ -111,7 +112,7 @@ class _Service:
         unscored = self.plan.unscored(self.study)
         if unscored:
             self.watch.phase("experts", f"score {len(unscored)} experts on new evaluation sets")
-            self._run_jobs([Job(self.plan.evaluator.fingerprint([t], "score"), (t,), "score") for t in unscored])
+            self._run_jobs([self._job([t], "score") for t in unscored])
 
     def _search(self, optimizer: Optimizer) -> None:
         header = self.study.header
@@ -210,13 +211,14 @@ class _Service:
         for batch in self.study.batches:
             trials = [current[trial_id] for trial_id in batch if trial_id in current]
             for stack in pack(trials, self.study.header.ladder, self.plan.stack):
-                if any(self._unfinished(trial) for trial in stack):
-                    jobs.append(Job(self.plan.evaluator.fingerprint(stack, "train"), tuple(stack)))
+                if any(unfinished(trial) for trial in stack):
+                    jobs.append(self._job(stack, "train"))
         self._run_jobs(jobs)
 
-    def _unfinished(self, trial: Trial) -> bool:
-        # A new start tries failed experts and validation runs again; the search has learned to live without its own.
-        return not trial.status.finished or (trial.status is Status.FAILED and trial.role is not Role.SEARCH)
+    def _job(self, trials: Sequence[Trial], kind: str) -> Job:
+        # Names are part of it: two trials of equal content (the optimum may be uniform) are two results.
+        content = self.plan.evaluator.fingerprint(trials, kind)
+        return Job(fingerprint([content, [trial.id for trial in trials]]), tuple(trials), kind)
 
     def _run_jobs(self, jobs: Sequence[Job]) -> None:
         waiting, attempts = [], {job.fingerprint: 0 for job in jobs}
@@ -288,11 +290,20 @@ def missing_validation(study: Study, plan: Plan) -> list[tuple[Contender, int, i
     return [(c, r, seed) for c, r, seed in wanted if (c.label, seed, c.mixture) not in done]
 
 
+def unfinished(trial: Trial) -> bool:
+    """Whether a new start works on a trial.
+
+    It tries failed experts and validation runs again; the search has learned to live
+    without its own.
+    """
+    return not trial.status.finished or (trial.status is Status.FAILED and trial.role is not Role.SEARCH)
+
+
 def finished(study: Study, plan: Plan) -> bool:
     """Whether nothing is left to do under this plan."""
     if not study.headers or study.header.to_json() != plan.header.to_json() or study.recommendation is None:
         return False
-    open_trials = [t for t in study.history().trials if not t.status.finished]
+    open_trials = [t for t in study.history().trials if unfinished(t)]
     labels = {contender.label for contender in study.contenders} - {RECOMMENDED}
     same = labels == set(plan.baselines)
     return not open_trials and same and not missing_validation(study, plan) and not plan.unscored(study)

@@ -190,9 +190,13 @@ class Study:
             if self._is_current(trial, version):
                 order[trial.id] = len(trials)
                 trials.append(_over(trial, names))
-        kept = [self._current_columns(*item) for item in self._observations.values() if item[0].trial in order]
+        kept = [
+            self._current_columns(observation, version)
+            for observation, version in self._observations.values()
+            if observation.trial in order and self._same_rung(observation.fidelity, version)
+        ]
         rank = {rung.name: i for i, rung in enumerate(self.header.ladder)}
-        usable = [o for o in kept if o.losses and o.fidelity in rank]
+        usable = [observation for observation in kept if observation.losses]
         usable.sort(key=lambda o: (order[o.trial], rank[o.fidelity]))
         return History(tuple(trials), tuple(usable))
 
@@ -254,11 +258,17 @@ class Study:
 
     def propose(self, trials: Sequence[Trial]) -> None:
         """Record a batch of trials, whole or not at all."""
+        ids = [trial.id for trial in trials]
+        double = next((i for i in ids if i in self._trials or ids.count(i) > 1), None)
+        if double:
+            raise StudyError(f"trial {double!r} is in {self.files.ledger} already; give every trial an id of its own")
         if trials:
             self._append({"type": "propose", "trials": [trial.to_json() for trial in trials]})
 
     def set_status(self, trial_ids: Sequence[str], status: Status, note: str = "") -> None:
         """Record that trials started, failed or were given up."""
+        for trial_id in trial_ids:
+            self.trial(trial_id)
         self._append({"type": "status", "trials": list(trial_ids), "status": str(status), "note": note})
 
     def finish(self, result: TrialResult) -> None:
@@ -279,7 +289,8 @@ class Study:
     def rescore(self, observations: Sequence[Observation]) -> None:
         """Record losses measured later, on evaluation sets that are new; kept losses stay."""
         for observation in observations:
-            known = self._observations[observation.key][0]
+            # Losses on text that has changed since stay behind: the merged ones count as new.
+            known = self._current_columns(*self._observations[observation.key])
             merged = replace(known, losses={**known.losses, **observation.losses})
             self._append({"type": "rescore", "observation": merged.to_json()})
 
@@ -340,11 +351,14 @@ class Study:
         then = {d.name: d.fingerprint for d in self.headers[version].domains}
         now = {d.name: d.fingerprint for d in self.header.domains}
         used = [name for name, weight in trial.mixture.as_dict().items() if weight > 0]
-        rungs = {rung.name: (rung.model, rung.num_tokens) for rung in self.header.ladder}
-        rung = self.headers[version].ladder[trial.fidelity]
         same_tokenizer = self.headers[version].tokenizer == self.header.tokenizer
-        same_rung = rungs.get(rung.name) == (rung.model, rung.num_tokens)
+        same_rung = self._same_rung(trial.fidelity, version)
         return same_tokenizer and same_rung and all(now.get(name) == then.get(name) for name in used)
+
+    def _same_rung(self, name: str, version: int) -> bool:
+        rungs = {rung.name: (rung.model, rung.num_tokens) for rung in self.header.ladder}
+        then = self.headers[version].ladder[name]
+        return rungs.get(name) == (then.model, then.num_tokens)
 
     def _current_columns(self, observation: Observation, version: int) -> Observation:
         then = {s.name: s.fingerprint for s in self.headers[version].eval_sets}
@@ -383,16 +397,17 @@ class Study:
         path = self.files.ledger
         with explained_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
+            # Unbuffered, so that nothing is written behind our back after a refusal.
+            with path.open("ab", buffering=0) as file:
                 # A torn line, ours or a crashed driver's, must not run into the next one.
                 file.truncate(self._size)
-                file.seek(self._size)
                 try:
-                    file.write(line)
-                    file.flush()
+                    written = 0
+                    while written < len(line):
+                        written += file.write(line[written:])
                     os.fsync(file.fileno())
                 except OSError:
-                    os.ftruncate(file.fileno(), self._size)
+                    file.truncate(self._size)
                     raise
         self._size += len(line)
         self._apply(json.loads(line))

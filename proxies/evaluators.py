@@ -96,12 +96,16 @@ class ProxyEvaluator:
 
     def evaluate(self, job: Job, directory: Path) -> Sequence[TrialResult]:
         """Train (or only score) the job's trials and return what they showed."""
-        if self.resolved_device.type == "cpu":
-            torch.set_num_threads(self.threads)
+        self.limit_threads()
         files = RunDirectory(directory)
         if job.kind == "score":
             return [self._score_expert(trial, files) for trial in job.trials]
         return _StackRun(self, job, files).train()
+
+    def limit_threads(self) -> None:
+        """Keep torch in this process to the threads of one worker, on a CPU."""
+        if self.resolved_device.type == "cpu":
+            torch.set_num_threads(self.threads)
 
     @cached_property
     def resolved_device(self) -> torch.device:

@@ -124,7 +124,7 @@ def small_study(folder, **fields):
         "evaluation": {"tokens": 128, "domain_tokens": 128},
         "search": {"optimizer": "sobol", "batch_size": 2, "budget": 2},
         "validation": {"baselines": ["uniform"], "seeds": 1},
-        "run": {"executor": "serial", "tracking_uri": "none"},
+        "run": {"executor": "serial", "workers": 1, "tracking_uri": "none"},
         **fields,
     }
     path = folder / "study.yaml"
