@@ -241,7 +241,7 @@ def build_plan(location: Location, header: Header, evaluator: ProxyEvaluator) ->
         return [t for t in done if evaluator.unscored(t, study.files)]
 
     num_jobs = math.ceil(config.search.batch_size / config.run.stack)
-    if num_jobs < config.run.workers:
+    if config.run.executor == "ray" and num_jobs < config.run.workers:
         logger.warning(
             "workers idle jobs_per_batch=%d workers=%d; raise search.batch_size or lower run.stack",
             num_jobs,

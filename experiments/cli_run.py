@@ -96,6 +96,7 @@ def _run(location: Location, *, accept_changes: bool, as_json: bool) -> int:
         header, evaluator = build.prepare(location, watch.note)
         plan = build.build_plan(location, header, evaluator)
         ledger = Study(location.directory)
+        ledger.check(header, accept_changes=accept_changes)
         complete = finished(ledger, plan)
         if not complete:
             tracker = build.build_tracker(location)

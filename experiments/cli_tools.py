@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from .cli_options import DirectoryOption, JsonOption, StudyArgument, TrackingOption, emit_json
 
@@ -22,18 +23,18 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Look at a folder of text and write a commented study file."""
-    from mixopt.config import load_config
+    from mixopt.config import validate
     from mixopt.errors import ConfigError
     from mixopt.storage import write_text
 
-    from .initialize import find_domains, study_yaml
+    from .initialize import find_domains, study_yaml, usable_name
 
     if out.exists() and not force:
         raise ConfigError(f"{out} is there already; choose another --out or add --force")
     domains = find_domains(folder)
-    study_name = name or folder.resolve().name.replace(" ", "-")
-    write_text(out, study_yaml(study_name, domains, out.resolve().parent))
-    load_config(out)
+    text = study_yaml(name or usable_name(folder.resolve().name), domains, out.resolve().parent)
+    validate(yaml.safe_load(text), str(out))
+    write_text(out, text)
     if as_json:
         emit_json(
             {"study": str(out), "domains": [{"name": d.name, "path": str(d.path), "text": d.text} for d in domains]}

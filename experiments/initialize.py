@@ -46,10 +46,8 @@ def find_domains(folder: Path) -> list[FoundDomain]:
             p for p in (child.rglob("*") if child.is_dir() else [child]) if p.suffix in _KINDS and p.is_file()
         )
         if files and not child.name.startswith("."):
-            name = re.sub(r"[^A-Za-z0-9_.-]+", "-", child.stem if child.is_file() else child.name).strip("-._")
-            found.append(
-                FoundDomain(name or "domain", child, _text_column(files[0]), sum(p.stat().st_size for p in files))
-            )
+            name = usable_name(child.stem if child.is_file() else child.name, "domain")
+            found.append(FoundDomain(name, child, _text_column(files[0]), sum(p.stat().st_size for p in files)))
     if not found:
         raise ConfigError(
             f"{folder} holds no txt, jsonl, json or parquet file; put one file or sub-folder per domain there"
@@ -59,6 +57,11 @@ def find_domains(folder: Path) -> list[FoundDomain]:
     if double:
         raise ConfigError(f"{folder}: two files or folders would both be the domain {double!r}; rename one")
     return found
+
+
+def usable_name(text: str, otherwise: str = "study") -> str:
+    """Return what of `text` can be a name of a domain or study, or `otherwise` if nothing can."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-._") or otherwise
 
 
 def _text_column(path: Path) -> str:

@@ -149,10 +149,14 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the study for one driver; a second one is refused at once."""
+        """Hold the study for one driver; a second one is refused at once.
+
+        A directory that ends up with nothing in it but the lock is removed again.
+        """
+        lock = self.path / ".lock"
         with explained_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a+")
+            file = lock.open("a+")
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,4 +164,9 @@ class RunDirectory:
                 raise StudyError(
                     f"another mixopt process is running the study in {self.path}; wait for it or stop it first"
                 ) from error
-            yield
+            try:
+                yield
+            finally:
+                if list(self.path.iterdir()) == [lock]:
+                    lock.unlink()
+                    self.path.rmdir()

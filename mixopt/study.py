@@ -238,23 +238,25 @@ class Study:
 
     # --- writing -------------------------------------------------------------
 
+    def check(self, header: Header, *, accept_changes: bool = False) -> None:
+        """Raise StudyChangedError if data changed under the ledger and that is not accepted."""
+        changes = self.header.data_changes(header) if self.headers else []
+        if changes and not accept_changes:
+            raise StudyChangedError(
+                f"the data differ from those {self.files.path} was run with:\n  - "
+                + "\n  - ".join(changes)
+                + "\nrestore them, continue with --accept-changes (only what is missing is trained), or choose another --dir"
+            )
+
     def begin(self, header: Header, *, accept_changes: bool = False) -> None:
         """Record what is searched, if it differs from the newest header.
 
         Raises:
             StudyChangedError: If data changed and `accept_changes` is not set.
         """
-        if self.headers:
-            if self.header.to_json() == header.to_json():
-                return
-            changes = self.header.data_changes(header)
-            if changes and not accept_changes:
-                raise StudyChangedError(
-                    f"the data differ from those {self.files.path} was run with:\n  - "
-                    + "\n  - ".join(changes)
-                    + "\nrestore them, continue with --accept-changes (only what is missing is trained), or choose another --dir"
-                )
-        self._append({"type": "study", **header.to_json()})
+        self.check(header, accept_changes=accept_changes)
+        if not self.headers or self.header.to_json() != header.to_json():
+            self._append({"type": "study", **header.to_json()})
 
     def propose(self, trials: Sequence[Trial]) -> None:
         """Record a batch of trials, whole or not at all."""

@@ -58,7 +58,9 @@ class TextSource:
         """
         assert self.path is not None
         root = Path(self.path)
-        if root.is_dir():
+        if root.is_file():
+            found = [root]
+        elif root.is_dir():
             found = sorted(p for p in root.rglob("*") if p.suffix in _BUILDERS and p.is_file())
         else:
             found = sorted(Path(name) for name in glob.glob(self.path, recursive=True) if Path(name).is_file())
@@ -148,5 +150,5 @@ class TextSource:
         files = self.files()
         builder = _BUILDERS[files[0].suffix]
         extra = {"sample_by": "document"} if builder == "text" else {}
-        names = [str(path) for path in files]
+        names = [glob.escape(str(path)) for path in files]  # the library expands patterns
         return iter(datasets.load_dataset(builder, data_files=names, split="train", streaming=True, **extra))
