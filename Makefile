@@ -19,7 +19,7 @@ run: setup
 
 test: setup-test
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 setup: $(VENV)/.installed
 

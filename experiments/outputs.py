@@ -39,7 +39,14 @@ def mixture_yaml(study: Study) -> str:
     """Return the recommended mixture as YAML; weights are shares of tokens and sum to 1."""
     recommendation = study.recommendation
     assert recommendation is not None
-    objective = {"unit": study.header.objective["unit"], "expression": study.header.objective["expression"]}
+    objective: dict[str, Any] = {
+        "unit": study.header.objective["unit"],
+        "expression": study.header.objective["expression"],
+    }
+    # A baseline that measured nothing at the top rung predicts nothing.
+    if "objective" in recommendation.mean:
+        objective["predicted"] = round(recommendation.mean["objective"], 5)
+        objective["std"] = round(recommendation.std["objective"], 5)
     data = {
         "weights": round_weights(recommendation.mixture),
         "unit": "tokens",
@@ -47,11 +54,7 @@ def mixture_yaml(study: Study) -> str:
         "tokenizer": study.header.tokenizer,
         "fidelity": recommendation.fidelity,
         "recommended_by": recommendation.recommended_by,
-        "objective": {
-            **objective,
-            "predicted": round(recommendation.mean["objective"], 5),
-            "std": round(recommendation.std["objective"], 5),
-        },
+        "objective": objective,
     }
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 

@@ -116,7 +116,9 @@ class Constraints:
         return np.array(rows).reshape(-1, len(self.domains)), np.array(limits)
 
     def violation(self, weights: Array) -> float:
-        """Return the largest violation over all constraints, 0 inside; weights (..., K)."""
+        """Return the largest violation over all constraints, 0 inside, inf for NaN; weights (..., K)."""
+        if not np.all(np.isfinite(weights)):
+            return np.inf
         matrix, limits = self.inequalities()
         parts = [self.lower - weights, weights - self.upper, np.abs(weights.sum(-1, keepdims=True) - 1)]
         if len(limits):
