@@ -17,7 +17,7 @@ from mixopt.observation import Role, Status
 from mixopt.protocols import Job
 from mixopt.study import Study
 
-UNIT_LABELS = {"bits_per_byte": "bits per byte", "nats_per_token": "nats per token"}
+from .comparison import UNIT_LABELS
 
 
 class ProgressWatch:

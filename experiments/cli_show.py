@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .cli_options import DirectoryOption, JsonOption, StudyArgument, emit_json
-from .cli_progress import UNIT_LABELS, last_point
+from .cli_progress import last_point
+from .comparison import UNIT_LABELS
 
 
 def status(study: StudyArgument, directory: DirectoryOption = None, as_json: JsonOption = False) -> None:
@@ -83,7 +84,7 @@ def predict(
     from mixopt.study import Study
 
     from . import build
-    from .report import unit_factor
+    from .comparison import unit_factor
 
     location = build.locate(study, directory)
     ledger = Study(location.directory)

@@ -13,7 +13,7 @@ from mixopt.config import StudyConfig
 from mixopt.study import Header, Study
 
 from .build import Location
-from .cli_progress import UNIT_LABELS
+from .comparison import UNIT_LABELS
 
 
 def duration(seconds: float) -> str:
@@ -113,7 +113,8 @@ def _losses(study: Study, summary: dict[str, Any], unit: str) -> Iterator[Render
         found = {r["label"]: r for r in rows if r["column"] == column}
         measured.add_row(column, *(plus_minus(found[label]["mean"], found[label]["spread"]) for label in labels))
     yield measured
-    from .report import compare, gain_sentences
+    from .comparison import compare
+    from .report import gain_sentences
 
     for sentence in gain_sentences(study, compare(study)):
         yield Text(sentence)

@@ -20,17 +20,8 @@ from matplotlib import figure as mpl_figure
 from mixopt.mixture import Mixture
 from mixopt.observation import Role
 
-from .report import (
-    RECOMMENDED,
-    Comparison,
-    compare,
-    contenders,
-    costs,
-    gain_sentences,
-    measured,
-    unit_factor,
-    unit_label,
-)
+from .comparison import RECOMMENDED, Comparison, compare, contenders, costs, measured, unit_factor, unit_label
+from .report import gain_sentences
 
 if TYPE_CHECKING:
     from mixopt.study import Study

@@ -14,7 +14,8 @@ from mixopt.storage import write_text
 from mixopt.study import Study
 
 from .build import Location
-from .report import compare, costs, write_report
+from .comparison import compare, costs
+from .report import write_report
 
 _DIGITS = 4
 

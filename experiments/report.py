@@ -1,6 +1,6 @@
 """The report: what a study found, how sure that is and what it cost, as one HTML file.
 
-`compare` holds the statistics of the validation runs, free of any plotting. The page
+The statistics are those of `comparison.py`. The page
 needs no network and no script; every table comes with its numbers as CSV. A study
 that is not finished gets a report that says what is missing.
 """
@@ -11,209 +11,31 @@ import base64
 import csv
 import io
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from mixopt.mixture import Mixture
-from mixopt.observation import Observation, Role, Status
-from mixopt.proposal import Contender
 from mixopt.storage import write_text
+
+from .comparison import (
+    RECOMMENDED,
+    Comparison,
+    compare,
+    contenders,
+    costs,
+    direction,
+    measured,
+    unit_label,
+)
 
 if TYPE_CHECKING:
     from mixopt.study import Study
 
-UNIT_LABELS = {"bits_per_byte": "bits per byte", "nats_per_token": "nats per token"}
-RECOMMENDED = "recommended"
 MISSING = "n/a"
 # Up to about 4 passes repeated text is worth nearly as much as new text (Muennighoff et al., arXiv:2305.16264, Section 6).
 _WORTHWHILE_EPOCHS = 4
-_SAME_MIXTURE = 1e-9  # the tolerance of a mixture's sum
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One contender on one column, beside the recommended mixture.
-
-    Losses are in the objective's unit, scores are accuracies.
-
-    Attributes:
-        label: The contender.
-        column: `objective`, or a column of the objective.
-        num_seeds: Measured validation seeds.
-        mean: Measured mean over seeds, or None.
-        spread: Standard deviation over seeds; None below two seeds.
-        num_pairs: Seeds measured for both this contender and the recommended one.
-        difference: Mean over these seeds of this contender minus the recommended one;
-            positive where the recommended mixture has the lower value.
-        standard_error: Of the difference; None below two pairs.
-        predicted_mean: What the search predicted before validation, or None.
-        predicted_std: Standard deviation of that prediction, or None.
-    """
-
-    label: str
-    column: str
-    num_seeds: int
-    mean: float | None
-    spread: float | None
-    num_pairs: int
-    difference: float | None
-    standard_error: float | None
-    predicted_mean: float | None
-    predicted_std: float | None
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the difference is at least two standard errors."""
-        if self.difference is None or self.standard_error is None:
-            return False
-        return self.difference != 0 and abs(self.difference) >= 2 * self.standard_error
-
-    @property
-    def verdict(self) -> str:
-        """How the recommended mixture did against this one, in words; empty for scores."""
-        if self.label == RECOMMENDED or self.column.startswith("score/"):
-            return ""
-        if self.difference is None:
-            return "not measured"
-        if self.standard_error is None:
-            return f"recommended {_direction(self.difference)}, from one seed: no standard error"
-        return f"recommended {_direction(self.difference)}" if self.is_clear else "within noise"
-
-
-@dataclass(frozen=True)
-class PhaseCost:
-    """What one phase was charged and what it took.
-
-    Attributes:
-        role: `expert`, `search` or `validation`.
-        num_trials: Trials proposed.
-        num_done: Trials that finished with a result.
-        cost: Charge in runs of the top rung, failed and pending trials included.
-        process_seconds: CPU seconds.
-        wall_seconds: Wall seconds of the workers; less passes when several run at a time.
-    """
-
-    role: str
-    num_trials: int
-    num_done: int
-    cost: float
-    process_seconds: float
-    wall_seconds: float
-
-
-# --- the numbers -------------------------------------------------------------
-
-
-def unit_label(study: Study) -> str:
-    """Return the objective's unit in words."""
-    return UNIT_LABELS[study.header.objective["unit"]]
-
-
-def unit_factor(study: Study, column: str) -> float:
-    """Return the factor from a column as recorded to the objective's unit."""
-    if column == "objective" or study.header.objective["unit"] == "nats_per_token":
-        return 1.0
-    return {f"loss/{s.name}": s.bits_per_byte for s in study.header.eval_sets}.get(column, 1.0)
-
-
-def contenders(study: Study) -> tuple[Contender, ...]:
-    """Return the mixtures compared, the recommended one first; none before a recommendation."""
-    if study.recommendation is None:
-        return ()
-    return tuple(sorted(study.contenders, key=lambda contender: contender.label != RECOMMENDED))
-
-
-def measured(study: Study, contender: Contender) -> dict[str, dict[int, float]]:
-    """Return {column: {seed: value}} of a contender's validation runs at the target rung.
-
-    Runs are matched by their mixture, not by their label: those of an earlier
-    recommendation do not count for the newest.
-    """
-    history, values = study.history().of(Role.VALIDATION), defaultdict[str, dict[int, float]](dict)
-    trials = {t.id: t for t in history.trials if _same(t.mixture, contender.mixture)}
-    for o in history.observations:
-        if o.trial in trials and o.fidelity == study.header.ladder.target.name:
-            for column, value in values_of(study, o).items():
-                values[column][trials[o.trial].seed] = value
-    return dict(values)
-
-
-def values_of(study: Study, observation: Observation) -> dict[str, float]:
-    """Return the objective and its columns of an observation, in the objective's unit."""
-    columns, objective = observation.columns(), study.value(observation)
-    values = {c: columns[c] * unit_factor(study, c) for c in study.objective.columns if c in columns}
-    return values if objective is None else {"objective": objective, **values}
-
-
-def compare(study: Study) -> list[Comparison]:
-    """Compare the contenders' validation runs, seed by seed, and with their predictions.
-
-    Returns:
-        One entry per column and contender, the objective first and within a column the
-        recommended mixture first; empty before there is a recommendation.
-    """
-    rivals = contenders(study)
-    results = [measured(study, contender) for contender in rivals]
-    baseline = results[0] if rivals and rivals[0].label == RECOMMENDED else {}
-    return [
-        _comparison(study, contender, column, result.get(column, {}), baseline.get(column, {}))
-        for column in ("objective", *study.objective.columns)
-        for contender, result in zip(rivals, results, strict=True)
-    ]
-
-
-def costs(study: Study) -> list[PhaseCost]:
-    """Return what each phase was charged and took, in the order of the study."""
-    ladder, phases = study.header.ladder, []
-    for role in Role:
-        history = study.history().of(role)
-        if history.trials:
-            phases.append(
-                PhaseCost(
-                    str(role),
-                    len(history.trials),
-                    sum(trial.status is Status.DONE for trial in history.trials),
-                    history.spent(ladder),
-                    sum(o.process_seconds for o in history.observations),
-                    sum(o.wall_seconds for o in history.observations),
-                )
-            )
-    return phases
-
-
-def _comparison(
-    study: Study, contender: Contender, column: str, values: dict[int, float], baseline: dict[int, float]
-) -> Comparison:
-    factor, numbers = unit_factor(study, column), list(values.values())
-    differences = [values[seed] - baseline[seed] for seed in values if seed in baseline]
-    mean, std = contender.mean.get(column), contender.std.get(column)
-    return Comparison(
-        contender.label,
-        column,
-        num_seeds=len(numbers),
-        mean=fmean(numbers) if numbers else None,
-        spread=stdev(numbers) if len(numbers) > 1 else None,
-        num_pairs=len(differences),
-        difference=fmean(differences) if differences else None,
-        standard_error=stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None,
-        predicted_mean=None if mean is None else mean * factor,
-        predicted_std=None if std is None else std * factor,
-    )
-
-
-def _same(one: Mixture, other: Mixture) -> bool:
-    return one.domains == other.domains and one.distance(other) < _SAME_MIXTURE
-
-
-def _direction(difference: float) -> str:
-    return "better" if difference > 0 else "worse" if difference < 0 else "equal"
-
-
-# --- the page ----------------------------------------------------------------
 
 
 def write_report(study: Study, path: Path, *, target_tokens: int | None = None) -> Path:
@@ -306,7 +128,7 @@ def gain_sentences(study: Study, comparisons: Sequence[Comparison]) -> list[str]
         amount = f"{abs(c.difference):.4f} {unit}"
         word = "lower" if c.difference > 0 else "higher"
         error = "" if c.standard_error is None else f" (standard error {c.standard_error:.4f})"
-        outcome = {"better": "it wins", "worse": "it loses", "equal": "it ties"}[_direction(c.difference)]
+        outcome = {"better": "it wins", "worse": "it loses", "equal": "it ties"}[direction(c.difference)]
         end = f"{outcome} beyond noise" if c.is_clear else "that is within noise: no difference is shown"
         if c.standard_error is None:
             end = "one seed gives no standard error, so this shows no more than a direction"

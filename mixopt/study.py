@@ -15,10 +15,8 @@ recovery and replay need no code of their own. Only the driver appends.
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import StudyChangedError, StudyError
 from .fidelity import Fidelity, Ladder
-from .identity import fingerprint
+from .ledger import Ledger
 from .mixture import Domain
 from .objective import EvalSet, Objective
 from .observation import History, Observation, Role, Status, Trial
 from .proposal import Contender, Recommendation
 from .protocols import TrialResult
-from .storage import RunDirectory, explained_errors
+from .storage import RunDirectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,8 +135,8 @@ class Study:
         self.batches: list[tuple[str, ...]] = []
         self._trials: dict[str, tuple[Trial, int]] = {}
         self._observations: dict[tuple[str, str], tuple[Observation, int]] = {}
-        self._size = 0
-        for event in self._read():
+        self._ledger = Ledger(self.files.ledger)
+        for event in self._ledger.read():
             self._apply(event)
 
     # --- reading -------------------------------------------------------------
@@ -368,59 +366,8 @@ class Study:
         losses = {k: v for k, v in observation.losses.items() if k in now and now[k] == then.get(k)}
         return replace(observation, losses=losses)
 
-    # --- the file ------------------------------------------------------------
-
-    def _read(self) -> list[dict[str, Any]]:
-        path = self.files.ledger
-        if not path.exists():
-            return []
-        content = path.read_bytes()
-        lines = content.split(b"\n")
-        events = []
-        self._size = content.rfind(b"\n") + 1
-        for number, line in enumerate(lines, start=1):
-            if not line:
-                continue
-            event = _parse(line)
-            # Only what follows the last newline can be torn by a crash; whole or not, it was never confirmed.
-            if event is None or number == len(lines):
-                if number == len(lines):
-                    logger.warning("ledger torn path=%s line=%d; the unfinished line is dropped", path, number)
-                    break
-                raise StudyError(
-                    f"{path}, line {number}: the checksum does not match; restore a backup or cut the file before it"
-                )
-            events.append(event)
-        return events
-
     def _append(self, event: dict[str, Any]) -> None:
-        event = {**event, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")}
-        line = json.dumps({**event, "crc": fingerprint(event)}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        path = self.files.ledger
-        with explained_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered, so that nothing is written behind our back after a refusal.
-            with path.open("ab", buffering=0) as file:
-                # A torn line, ours or a crashed driver's, must not run into the next one.
-                file.truncate(self._size)
-                try:
-                    written = 0
-                    while written < len(line):
-                        written += file.write(line[written:])
-                    os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(self._size)
-                    raise
-        self._size += len(line)
-        self._apply(json.loads(line))
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-        return event if event.pop("crc") == fingerprint(event) else None
-    except (ValueError, AttributeError, KeyError, TypeError):
-        return None
+        self._apply(self._ledger.append(event))
 
 
 def _over(trial: Trial, names: Sequence[str]) -> Trial:

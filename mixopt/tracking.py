@@ -12,7 +12,6 @@ adds only what is missing. Nothing ever reads from it; `mixopt sync` rebuilds it
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import math
 import os
@@ -26,18 +25,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from . import projection
 from .errors import ConfigError, ResourceError
-from .fidelity import Fidelity
-from .mixture import Mixture
-from .observation import Observation, Role, Status, Trial
+from .observation import Observation, Status, Trial
 from .storage import explained_errors
 
 if TYPE_CHECKING:
     from .study import Study
 
 logger = logging.getLogger(__name__)
-
-Point = tuple[str, float, int]  # metric, value, step
 
 _RUN_STATUS = {
     Status.PROPOSED: "SCHEDULED",
@@ -49,7 +45,6 @@ _RUN_STATUS = {
 _DATABASES = ("postgresql", "mysql", "mssql")
 _ENDED = ("FINISHED", "FAILED", "KILLED")
 _STUDY = ""  # key of the study's own run beside those of the trials
-_LONGEST_TAG = 5000  # MLflow's limit for tag values is 8000 since 3.0, 5000 before
 _CONNECT_SECONDS, _REQUEST_SECONDS = 3, 12
 _REMEDY = "start the server, change run.tracking_uri or --tracking-uri, or use the default SQLite store"
 
@@ -218,7 +213,7 @@ class MlflowTracker:
     def _project(self, study: Study) -> None:
         if self._directory != str(study.files.path.absolute()):
             self._find(study)
-        parent = self._ensure(_STUDY, study.header.name, {"mixopt.kind": "study", **_shared_tags(study)})
+        parent = self._ensure(_STUDY, study.header.name, {"mixopt.kind": "study", **projection.shared_tags(study)})
         results: dict[str, list[Observation]] = {trial.id: [] for trial in study.trials}
         for observation in study.observations:
             results[observation.trial].append(observation)
@@ -232,8 +227,10 @@ class MlflowTracker:
                 self._mark(trial, state)
         if parent.status in _ENDED and not all(trial.status.finished for trial in study.trials):
             self._set_status(parent, "RUNNING")
-        tags = _study_tags(study)
-        self._write(study, parent, _study_points(study, objectives), params=_study_params(study), tags=tags)
+        tags = projection.study_tags(study)
+        self._write(
+            study, parent, projection.study_points(study, objectives), params=projection.study_params(study), tags=tags
+        )
 
     def _project_trial(
         self,
@@ -244,13 +241,13 @@ class MlflowTracker:
         objectives: Mapping[tuple[str, str], float | None],
         parent: str,
     ) -> None:
-        tags = {"mlflow.parentRunId": parent, **_trial_tags(trial), **_shared_tags(study)}
-        run = self._ensure(trial.id, _run_name(study, trial), tags)
-        points = _trial_points(study, observations, objectives)
+        tags = {"mlflow.parentRunId": parent, **projection.trial_tags(trial), **projection.shared_tags(study)}
+        run = self._ensure(trial.id, projection.run_name(study, trial), tags)
+        points = projection.trial_points(study, observations, objectives)
         if trial.status.finished:
-            points += _curve(study.files.trial(trial.id) / "curve.jsonl")
-        changing = {"mixopt.status": str(trial.status), "mixopt.note": trial.note[:_LONGEST_TAG]}
-        self._write(study, run, points, params=_trial_params(study, trial), tags=changing)
+            points += projection.curve(study.files.trial(trial.id) / "curve.jsonl")
+        changing = {"mixopt.status": str(trial.status), "mixopt.note": trial.note[: projection.LONGEST_TAG]}
+        self._write(study, run, points, params=projection.trial_params(study, trial), tags=changing)
         # A run written after the fact lasts as long as its share of the stack did, not as long as the writing.
         seconds = sum(observation.wall_seconds for observation in observations)
         end = run.start + int(1000 * seconds) if run.is_new and trial.status.finished else None
@@ -263,7 +260,13 @@ class MlflowTracker:
         self._runs[trial.id].synced = state
 
     def _write(
-        self, study: Study, run: _Run, points: Sequence[Point], *, params: Mapping[str, Any], tags: Mapping[str, str]
+        self,
+        study: Study,
+        run: _Run,
+        points: Sequence[projection.Point],
+        *,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
     ) -> None:
         """Send what is new in one request; a param keeps its first value, as MLflow insists."""
         from mlflow.entities import Metric, Param, RunTag
@@ -306,157 +309,6 @@ class MlflowTracker:
                 self._mark(trial, "interrupted")
                 self._set_status(self._runs[trial.id], "KILLED")
         self._set_status(self._runs[_STUDY], status)
-
-
-# --- what is shown: functions of the ledger ----------------------------------
-
-
-def _shared_tags(study: Study) -> dict[str, str]:
-    # On every run: a filter in the MLflow UI drops the children of runs it keeps.
-    return {"mixopt.study": study.header.name, "mixopt.run_dir": str(study.files.path.absolute())}
-
-
-def _run_name(study: Study, trial: Trial) -> str:
-    if trial.role is not Role.VALIDATION:
-        return f"{trial.id} {trial.fidelity}"
-    seeds = list(dict.fromkeys(t.seed for t in study.trials if t.role is Role.VALIDATION))
-    return f"{trial.label} seed {seeds.index(trial.seed) + 1}"
-
-
-def _trial_tags(trial: Trial) -> dict[str, str]:
-    tags = {
-        "mixopt.kind": str(trial.role),
-        "mixopt.trial": trial.id,
-        "mixopt.fidelity": trial.fidelity,
-        "mixopt.domain": trial.label if trial.role is Role.EXPERT else "",
-        "mixopt.label": trial.label if trial.role is Role.VALIDATION else "",
-        "mixopt.proposed_by": trial.proposed_by,
-        "mixopt.reason": trial.reason[:_LONGEST_TAG],
-        "mixopt.parent_trial": trial.parent or "",
-    }
-    return {key: value for key, value in tags.items() if value}
-
-
-def _trial_params(study: Study, trial: Trial) -> dict[str, Any]:
-    rung = _rung(study, trial.fidelity)
-    return {
-        "fidelity": trial.fidelity,
-        "seed": trial.seed,
-        "tokens": rung.num_tokens,
-        "params": rung.num_params,
-        "proposed_by": trial.proposed_by,
-        **{f"w.{name}": round(weight, 4) for name, weight in trial.mixture.as_dict().items()},
-    }
-
-
-def _rung(study: Study, name: str) -> Fidelity:
-    """Return a rung of the newest header that knows it; old trials may use one since removed."""
-    return next(rung for header in reversed(study.headers) for rung in header.ladder if rung.name == name)
-
-
-def _trial_points(
-    study: Study, observations: Sequence[Observation], objectives: Mapping[tuple[str, str], float | None]
-) -> list[Point]:
-    """Return the metrics at each rung, with its tokens as step; costs and seconds add up over rungs."""
-    factors = {s.name: s.bits_per_byte for s in study.header.eval_sets if s.num_bytes}
-    points: list[Point] = []
-    totals = dict.fromkeys(("cost", "flops", "process_seconds", "wall_seconds"), 0.0)
-    for o in sorted(observations, key=lambda o: _rung(study, o.fidelity).num_tokens):
-        values = {f"eval/{name}/loss": loss for name, loss in o.losses.items()}
-        values |= {f"eval/{name}/bpb": loss * factors[name] for name, loss in o.losses.items() if name in factors}
-        values |= {f"eval/{name}/accuracy": score for name, score in o.scores.items()}
-        values |= {f"epochs/{name}": passes for name, passes in o.epochs.items()}
-        totals = {name: total + getattr(o, name) for name, total in totals.items()}
-        objective = objectives.get(o.key)
-        values |= totals if objective is None else {**totals, "objective": objective}
-        step = _rung(study, o.fidelity).num_tokens
-        points += [(key, float(value), step) for key, value in values.items()]
-    if observations:
-        points += [
-            (f"load/{layer}.{ffn_expert}", float(load), step)
-            for layer, loads in enumerate(o.router_loads)
-            for ffn_expert, load in enumerate(loads)
-        ]
-    return points
-
-
-def _curve(path: Path) -> list[Point]:
-    """Return the training curve of one trial; a torn line is left out, a missing file is empty."""
-    points: list[Point] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-            points.append(("train/loss", float(entry["loss"]), int(entry["step"])))
-        except (ValueError, KeyError, TypeError):
-            logger.debug("curve line skipped path=%s", path)
-    return points
-
-
-def _study_params(study: Study) -> dict[str, Any]:
-    header = study.header
-    return {
-        "objective": header.objective["expression"],
-        "unit": header.objective["unit"],
-        "ladder": ", ".join(rung.name for rung in header.ladder),
-        "domains": len(header.domains),
-        "budget": header.budget,
-        "seed": header.seed,
-    }
-
-
-def _study_points(study: Study, objectives: Mapping[tuple[str, str], float | None]) -> list[Point]:
-    """Return the running best over the search's results and its spending, both in ledger order."""
-    header, search = study.header, study.history().of(Role.SEARCH)
-    ids, target = {trial.id for trial in search.trials}, header.ladder.target.name
-    points: list[Point] = []
-    best = math.inf
-    done: set[str] = set()
-    for o in study.observations:
-        if o.trial in ids:
-            done.add(o.trial)
-            value = objectives.get(o.key)
-            best = min(best, value) if o.fidelity == target and value is not None else best
-            points.append(("best_objective", best, len(done)))
-    points = list({point[2]: point for point in points}.values())
-    spent = 0.0
-    for count, trial in enumerate(search.trials, start=1):
-        spent += trial.price(header.ladder)
-        points.append(("spent", spent, count))
-    advice = study.recommendation
-    if advice:
-        values = {f"mixture/{name}": weight for name, weight in advice.mixture.as_dict().items()}
-        values["predicted_objective"] = advice.mean.get("objective", math.nan)
-        values["predicted_std"] = advice.std.get("objective", math.nan)
-        values["regret_bound"] = math.nan if advice.regret_bound is None else advice.regret_bound
-        points += [(key, float(value), len(done)) for key, value in values.items()]
-    return points
-
-
-def _study_tags(study: Study) -> dict[str, str]:
-    header = study.header
-    lines = [
-        f"Minimizes `{header.objective['expression']}` ({header.objective['unit'].replace('_', ' ')}) over "
-        f"{len(header.domains)} domains with a budget of {header.budget:g} top-rung runs."
-    ]
-    if study.stopped:
-        lines += ["", f"The search ended: {study.stopped}."]
-    if study.recommendation:
-        lines += ["", *_recommendation_lines(study)]
-    else:
-        lines += ["", "No recommendation yet."]
-    return {"mixopt.status": study.stopped or "searching", "mlflow.note.content": "\n".join(lines)[:_LONGEST_TAG]}
-
-
-def _recommendation_lines(study: Study) -> list[str]:
-    advice = study.recommendation
-    assert advice is not None
-    natural = Mixture.natural(study.header.domains).as_dict()
-    rows = [f"| {name} | {w:.3f} | {natural.get(name, 0.0):.3f} |" for name, w in advice.mixture.as_dict().items()]
-    mean, std = advice.mean.get("objective"), advice.std.get("objective")
-    sure = "" if mean is None or std is None else f"Predicted objective {mean:.4f} ± {std:.4f}. "
-    bound = "" if advice.regret_bound is None else f"Regret bound {advice.regret_bound:.4f} (95 %)."
-    table = ["| domain | recommended | natural |", "|---|---|---|", *rows]
-    return [*table, "", f"{sure}{bound}", "", f"By {advice.recommended_by}: {advice.reason}"]
 
 
 # --- opening a store ---------------------------------------------------------

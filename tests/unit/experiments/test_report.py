@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mixopt.experiments.report import compare, costs, gain_sentences, mixture_rows, write_report
+from mixopt.experiments.comparison import compare, costs
+from mixopt.experiments.report import gain_sentences, mixture_rows, write_report
 from mixopt.mixture import Mixture
 from mixopt.observation import Role, Trial
 from mixopt.study import Study
