@@ -94,6 +94,8 @@ def _run(location: Location, *, accept_changes: bool, as_json: bool) -> int:
     build.check_space(location)
     with files.locked(), ProgressWatch(Console(stderr=True), quiet=as_json) as watch:
         header, evaluator = build.prepare(location, watch.note)
+        # The search in this process sums in the same order whatever the machine's default is.
+        evaluator.limit_threads()
         plan = build.build_plan(location, header, evaluator)
         ledger = Study(location.directory)
         ledger.check(header, accept_changes=accept_changes)

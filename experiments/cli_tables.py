@@ -73,7 +73,7 @@ def final_tables(location: Location, study: Study, summary: dict[str, Any]) -> I
     contenders = summary["contenders"]
     unit = UNIT_LABELS[study.header.objective["unit"]]
     labels = [item["label"] for item in contenders]
-    title = f"Mixture weights, shares of tokens (epochs at {summary['epochs_at_tokens']:,} training tokens)"
+    title = f"Shares of tokens (epochs at {summary['epochs_at_tokens']:,} tokens)"
     weights = _table(title, "domain", *labels)
     for domain in study.header.domain_names:
         row = [f"{item['weights'][domain]:.3f} ({item['epochs'][domain]:.2f})" for item in contenders]

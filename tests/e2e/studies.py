@@ -51,19 +51,10 @@ def small_study(root, **changes):
     return path
 
 
-def mixopt(*arguments, cwd, **options):
-    """Run the command line as a user would."""
-    command = [sys.executable, "-m", "mixopt.experiments.cli", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, text=True, capture_output=True, timeout=600, check=False, **options
-    )
-
-
 def start_mixopt(*arguments, cwd):
     """Start the command line in a process group of its own."""
     command = [sys.executable, "-m", "mixopt.experiments.cli", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     quiet = subprocess.DEVNULL
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
 
