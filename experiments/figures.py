@@ -19,8 +19,9 @@ from matplotlib import figure as mpl_figure
 
 from mixopt.mixture import Mixture
 from mixopt.observation import Role
+from mixopt.service import RECOMMENDED
 
-from .comparison import RECOMMENDED, Comparison, compare, contenders, costs, measured, unit_factor, unit_label
+from .comparison import Comparison, compare, contenders, costs, measured, unit_factor, unit_label
 from .report import gain_sentences
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixopt.mixture import Mixture
+from mixopt.service import RECOMMENDED
 from mixopt.storage import write_text
 
 from .comparison import (
-    RECOMMENDED,
     Comparison,
     compare,
     contenders,
