@@ -52,7 +52,9 @@ format:
 # Our own measurements; results are in docs/log.md.
 bench: setup
 	$(BIN)/mixopt check $(STUDY)
-	$(BIN)/python tests/bench/recipe.py runs/quickstart ema=0.98 ema=0.99 ema=0.995 learning_rate=4e-3 learning_rate=8e-3
+	$(BIN)/python tests/bench/recipe.py runs/quickstart ema=0.98 ema=0.99 ema=0.995 ema=0.98,learning_rate=4e-3 ema=0.98,learning_rate=8e-3
+	$(BIN)/python tests/bench/regret.py 0.1
+	$(BIN)/python tests/bench/regret.py 0.3
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
