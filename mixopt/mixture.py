@@ -89,7 +89,7 @@ class Mixture:
         total = float(self.weights.sum())
         if abs(total - 1) > SUM_TOLERANCE:
             raise MixtureError(
-                f"weights must sum to 1 (tolerance {SUM_TOLERANCE:g}), got {total:.10g}; use Mixture.normalized(...) if intended"
+                f"weights must sum to 1 (tolerance {SUM_TOLERANCE:g}), got {total:.10g}; correct them, or use Mixture.normalized(...) if intended"
             )
 
     @classmethod

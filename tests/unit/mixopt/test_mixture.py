@@ -8,7 +8,7 @@ NAMES = ("web", "code", "books")
 
 def test_weights_may_miss_a_sum_of_one_by_rounding_only():
     assert Mixture(("a", "b"), [0.5, 0.5 + 9e-10]).weights.sum() == pytest.approx(1)
-    with pytest.raises(MixtureError, match=r"sum to 1.*got 1\.00000001; use Mixture\.normalized"):
+    with pytest.raises(MixtureError, match=r"sum to 1.*got 1\.00000001; correct them, or use Mixture\.normalized"):
         Mixture(("a", "b"), [0.5, 0.5 + 1e-8])
 
 
