@@ -41,6 +41,9 @@ def run_job(evaluator: Evaluator, job: Job, directory: Path) -> tuple[TrialResul
         results = evaluator.evaluate(job, directory)
         known = [{**vars(r), "observations": [o.to_json() for o in r.observations]} for r in results]
         write_json(path, known)
+    # Only now: until the result is whole, the checkpoint is what a new attempt goes on from.
+    for leftover in path.parent.glob("checkpoint*"):
+        leftover.unlink()
     return read_results(known)
 
 

@@ -210,10 +210,21 @@ class _Service:
         jobs = []
         for batch in self.study.batches:
             trials = [current[trial_id] for trial_id in batch if trial_id in current]
-            for stack in pack(trials, self.study.header.ladder, self.plan.stack):
+            for stack in pack(trials, self.study.header.ladder, self._stack_size(role, len(trials))):
                 if any(unfinished(trial) for trial in stack):
                     jobs.append(self._job(stack, "train"))
         self._run_jobs(jobs)
+
+    def _stack_size(self, role: Role, num_trials: int) -> int:
+        """Return the most trials per job: a short batch of the search makes as many jobs as a full one.
+
+        Otherwise the last batch would leave workers idle. Contenders of one validation
+        seed and experts stay together as far as they fit.
+        """
+        if role is not Role.SEARCH:
+            return self.plan.stack
+        num_jobs = math.ceil(self.plan.batch_size / self.plan.stack)
+        return min(self.plan.stack, max(1, math.ceil(num_trials / num_jobs)))
 
     def _job(self, trials: Sequence[Trial], kind: str) -> Job:
         # Names are part of it: two trials of equal content (the optimum may be uniform) are two results.
