@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,8 @@ def test_killed_and_resumed_on_ray_equals_uninterrupted_in_one_process(serial, t
     for count in (1, 5, 10):
         process = start_mixopt(*arguments, cwd=tmp_path)
         _wait_for_results(directory / "study.jsonl", count, process)
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert start_mixopt(*arguments, cwd=tmp_path).wait() == 0
     ids = [trial.id for trial in Study(directory).trials]
