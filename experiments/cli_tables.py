@@ -105,7 +105,8 @@ def _losses(study: Study, summary: dict[str, Any], unit: str) -> Iterator[Render
         table.add_row(row["label"], predicted, plus_minus(row["mean"], row["spread"]), gap)
     yield table
     yield Text(
-        "± is one standard deviation; in the last column the standard error of the paired difference.", style="dim"
+        "± is one standard deviation; in the last column the standard error of the difference, paired by seed.",
+        style="dim",
     )
     labels = [c["label"] for c in summary["contenders"]]
     measured = _table(f"Measured losses, {unit}", "column", *labels)

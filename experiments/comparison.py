@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
@@ -39,7 +40,8 @@ class Comparison:
         num_pairs: Seeds measured for both this contender and the recommended one.
         difference: Mean over these seeds of this contender minus the recommended one;
             positive where the recommended mixture has the lower value.
-        standard_error: Of the difference; None below two pairs.
+        standard_error: Of the difference, pooled over contenders; None below two seeds common to all.
+        freedom: Degrees of freedom of the standard error; 0 where there is none.
         predicted_mean: What the search predicted before validation, or None.
         predicted_std: Standard deviation of that prediction, or None.
     """
@@ -52,15 +54,16 @@ class Comparison:
     num_pairs: int
     difference: float | None
     standard_error: float | None
+    freedom: int
     predicted_mean: float | None
     predicted_std: float | None
 
     @property
     def is_clear(self) -> bool:
-        """Whether the difference is at least two standard errors."""
+        """Whether the difference is beyond the two-sided 95% level of Student's t."""
         if self.difference is None or self.standard_error is None:
             return False
-        return self.difference != 0 and abs(self.difference) >= 2 * self.standard_error
+        return self.difference != 0 and abs(self.difference) >= student_95(self.freedom) * self.standard_error
 
     @property
     def verdict(self) -> str:
@@ -146,11 +149,20 @@ def compare(study: Study) -> list[Comparison]:
     rivals = contenders(study)
     results = [measured(study, contender) for contender in rivals]
     baseline = results[0] if rivals and rivals[0].label == RECOMMENDED else {}
-    return [
-        _comparison(study, contender, column, result.get(column, {}), baseline.get(column, {}))
-        for column in ("objective", *study.objective.columns)
-        for contender, result in zip(rivals, results, strict=True)
-    ]
+    rows = []
+    for column in ("objective", *study.objective.columns):
+        noise = _noise([result.get(column, {}) for result in results])
+        for contender, result in zip(rivals, results, strict=True):
+            values = result.get(column, {})
+            rows.append(_comparison(study, contender, column, values, baseline.get(column, {}), noise=noise))
+    return rows
+
+
+def student_95(freedom: int) -> float:
+    """Return the two-sided 95% quantile of Student's t, infinite without degrees of freedom."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom)) if freedom > 0 else math.inf
 
 
 def costs(study: Study) -> list[PhaseCost]:
@@ -172,9 +184,39 @@ def costs(study: Study) -> list[PhaseCost]:
     return phases
 
 
+def _noise(results: Sequence[dict[int, float]]) -> tuple[float, int]:
+    """Return the variance of a run beyond its contender's and its seed's means, and its degrees of freedom.
+
+    The residual of a two-way layout without replication, over the seeds that all
+    contenders have; with two contenders it is half the variance of their paired
+    difference. Pooling is worth it: two seeds of two contenders leave one degree of
+    freedom, of three contenders two.
+
+    Source: Scheffe, The Analysis of Variance, 1959, Section 4.2.
+    """
+    seeds = sorted(set.intersection(*(set(values) for values in results))) if results else []
+    if len(results) < 2 or len(seeds) < 2:
+        return 0.0, 0
+    freedom = (len(results) - 1) * (len(seeds) - 1)
+    table = [[values[seed] for seed in seeds] for values in results]
+    rows, columns = [fmean(row) for row in table], [fmean(column) for column in zip(*table, strict=True)]
+    grand = fmean(rows)
+    squares = sum(
+        (v - r - c + grand) ** 2 for row, r in zip(table, rows, strict=True) for v, c in zip(row, columns, strict=True)
+    )
+    return squares / freedom, freedom
+
+
 def _comparison(
-    study: Study, contender: Contender, column: str, values: dict[int, float], baseline: dict[int, float]
+    study: Study,
+    contender: Contender,
+    column: str,
+    values: dict[int, float],
+    baseline: dict[int, float],
+    *,
+    noise: tuple[float, int],
 ) -> Comparison:
+    variance, freedom = noise
     factor, numbers = unit_factor(study, column), list(values.values())
     differences = [values[seed] - baseline[seed] for seed in values if seed in baseline]
     mean, std = contender.mean.get(column), contender.std.get(column)
@@ -186,7 +228,8 @@ def _comparison(
         spread=stdev(numbers) if len(numbers) > 1 else None,
         num_pairs=len(differences),
         difference=fmean(differences) if differences else None,
-        standard_error=stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None,
+        standard_error=math.sqrt(2 * variance / len(differences)) if differences and freedom else None,
+        freedom=freedom,
         predicted_mean=None if mean is None else mean * factor,
         predicted_std=None if std is None else std * factor,
     )

@@ -27,6 +27,7 @@ from .comparison import (
     costs,
     direction,
     measured,
+    student_95,
     unit_label,
 )
 
@@ -133,9 +134,11 @@ def gain_sentences(study: Study, comparisons: Sequence[Comparison]) -> list[str]
         if c.standard_error is None:
             end = "one seed gives no standard error, so this shows no more than a direction"
         sentences.append(f"Against {c.label}, the recommended mixture is {amount} {word}{error}; {end}.")
-    if any(c.num_pairs == 2 for c in gains):
+    freedom = max((c.freedom for c in gains), default=0)
+    if freedom:
         sentences.append(
-            "Each standard error rests on two seeds and is itself weak: it can easily be off by a factor of two."
+            f"Standard errors are pooled over the contenders and rest on {freedom} degree{'s' if freedom > 1 else ''} of freedom; "
+            f"beyond noise means {student_95(freedom):.1f} standard errors, the 95% level of Student's t."
         )
     return sentences
 
@@ -168,7 +171,7 @@ def next_steps(study: Study, comparisons: Sequence[Comparison], rows: Sequence[d
 
 
 def _seeds_needed(comparison: Comparison) -> int:
-    """Return the seeds at which a difference of this size would be two standard errors."""
+    """Return the seeds at which a difference of this size would be two standard errors, about the 95% level."""
     spread = (comparison.standard_error or 0.0) * math.sqrt(comparison.num_pairs)
     return math.ceil((2 * spread / abs(comparison.difference or math.inf)) ** 2)
 

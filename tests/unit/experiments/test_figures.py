@@ -57,9 +57,9 @@ def test_mixture_sentence_names_the_largest_moves(drawn):
     )
 
 
-def test_validation_sentence_says_how_weak_two_seeds_are(drawn):
+def test_validation_sentence_says_what_the_evidence_weighs(drawn):
     sentence = drawn["predicted_and_measured"].sentence
-    assert "two seeds" in sentence
+    assert "degrees of freedom" in sentence
     assert "9 of 9 measured means" in sentence
 
 

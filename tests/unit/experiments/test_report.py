@@ -4,8 +4,10 @@ import io
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from mixopt.experiments import comparison as comparison_module
 from mixopt.experiments.comparison import compare, costs
 from mixopt.experiments.report import gain_sentences, mixture_rows, write_report
 from mixopt.mixture import Mixture
@@ -71,13 +73,38 @@ def gap():
     return sum((study_losses[0][s.name] - study_losses[1][s.name]) * s.bits_per_byte for s in EVAL_SETS[:2]) / 2
 
 
-def test_difference_and_standard_error_are_paired_by_seed(tmp_path):
-    noise = {"recommended": (0.10, -0.10, 0.30), "natural": (0, 0, 0), "uniform": (0.11, -0.06, 0.34)}
+def test_difference_is_paired_by_seed_and_its_error_pooled(tmp_path):
+    same = (0.10, -0.10, 0.30)
+    noise = {"recommended": same, "natural": same, "uniform": (0.11, -0.06, 0.34)}
     comparison = objective_of(finished_study(tmp_path, seeds=(1, 2, 3), noise=noise), "uniform")
-    # Paired: 0.01, 0.04, 0.04 beyond the gap, however noisy the seeds; their mean is 0.03 and their std 0.03 / sqrt(3).
+    # Paired: 0.01, 0.04, 0.04 beyond the gap, however noisy the seeds. Residual sum of squares of the
+    # two-way layout: 2/3 of 0.0006, over (3 - 1)(3 - 1) degrees of freedom.
     assert comparison.difference == pytest.approx(gap() + 0.03 * factor())
-    assert comparison.standard_error == pytest.approx(0.01 * factor())
-    assert comparison.num_pairs == 3
+    assert comparison.standard_error == pytest.approx((2 * 0.0001 / 3) ** 0.5 * factor())
+    assert (comparison.num_pairs, comparison.freedom) == (3, 4)
+
+
+def test_standard_error_is_that_of_least_squares(tmp_path):
+    """A reference: fit contender and seed effects by least squares, look at the residual."""
+    rng = np.random.default_rng(0)
+    noise = {label: tuple(rng.normal(0, 0.1, 4)) for label in ("recommended", "natural", "uniform")}
+    study = finished_study(tmp_path, seeds=(1, 2, 3, 4), noise=noise)
+    design = np.array([[*np.eye(3)[c], *np.eye(4)[r]] for c in range(3) for r in range(4)])
+    values = np.array([value for label in noise for value in noise[label]])
+    residual = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    expected = (2 * (residual @ residual) / 6 / 4) ** 0.5 * factor()
+    assert objective_of(study, "natural").standard_error == pytest.approx(expected)
+
+
+def test_beyond_noise_is_a_five_percent_test(tmp_path):
+    """Over 400 draws without any effect, the share called clear is 0.05 within four standard errors."""
+    rng, clear, num = np.random.default_rng(1), 0, 400
+    for _ in range(num):
+        results = [{seed: rng.normal() for seed in (1, 2)} for _ in range(3)]
+        variance, freedom = comparison_module._noise(results)
+        difference = np.mean([results[1][s] - results[0][s] for s in (1, 2)])
+        clear += abs(difference) >= comparison_module.student_95(freedom) * (2 * variance / 2) ** 0.5
+    assert abs(clear / num - 0.05) < 4 * (0.05 * 0.95 / num) ** 0.5
 
 
 def test_mean_and_spread_are_over_seeds(tmp_path):
@@ -127,9 +154,11 @@ def test_one_seed_gives_no_standard_error(tmp_path):
     assert "no standard error" in " ".join(gain_sentences(study, compare(study)))
 
 
-def test_two_seeds_are_called_weak_evidence(tmp_path):
+def test_the_weight_of_the_evidence_is_said(tmp_path):
     study = finished_study(tmp_path)
-    assert any("two seeds" in sentence for sentence in gain_sentences(study, compare(study)))
+    said = " ".join(gain_sentences(study, compare(study)))
+    assert "2 degrees of freedom" in said
+    assert "4.3 standard errors" in said
 
 
 def test_compare_is_empty_before_a_recommendation(tmp_path):
