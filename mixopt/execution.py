@@ -24,7 +24,7 @@ from .storage import RunDirectory, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-# Page faults cost 8-20% of a CPU worker's time with the allocator's defaults.
+# Page faults cost a CPU worker 8-20% of its time with the allocator's defaults (prototype, not measured here).
 ALLOCATOR_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",

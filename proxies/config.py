@@ -1,8 +1,8 @@
 """The proxy's shape and recipe: one dial (`depth`), the rest derived, all overridable.
 
 No torch here: study files are checked and ladders priced without loading it.
-Defaults are measured at 0.1M to 1M parameters on a CPU (docs/log.md); nothing above
-was tried yet.
+Defaults are measured at 0.14M parameters on a CPU (docs/log.md); nothing above was
+tried in this repository yet.
 """
 
 from __future__ import annotations
