@@ -12,7 +12,7 @@ STUDY ?= experiments/studies/quickstart.yaml
 BIN := $(VENV)/bin
 LOG := $(VENV)/install.log
 
-.PHONY: run test setup setup-test check format bench clean
+.PHONY: run test setup setup-test check format bench bench-replay bench-hard clean
 
 run: setup
 	@$(BIN)/mixopt run $(STUDY)
@@ -55,6 +55,14 @@ bench: setup
 	$(BIN)/python tests/bench/recipe.py runs/quickstart ema=0.98 ema=0.99 ema=0.995 ema=0.98,learning_rate=4e-3 ema=0.98,learning_rate=8e-3
 	$(BIN)/python tests/bench/regret.py 0.1
 	$(BIN)/python tests/bench/regret.py 0.3
+
+# Optimizers on published runs and on hard cases (docs/benchmarks.md); both resume. REGMIX is the folder data/ of sail-sg/regmix.
+bench-replay: setup-test
+	@test -n "$(REGMIX)" || { echo "name the published runs: make bench-replay REGMIX=DIR"; exit 2; }
+	$(BIN)/python tests/bench/replay.py $(REGMIX) --out docs/benchmarks.md
+
+bench-hard: setup-test
+	$(BIN)/python tests/bench/hard.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

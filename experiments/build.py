@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixopt.config import BUILTIN, DomainConfig, SourceConfig, StudyConfig, dump_config, load_config
+from mixopt.config import (
+    BUILTIN,
+    DomainConfig,
+    ExternalConfig,
+    SourceConfig,
+    StudyConfig,
+    dump_config,
+    load_study,
+)
 from mixopt.constraints import Constraints, Group
 from mixopt.errors import ConfigError, StudyError
 from mixopt.fidelity import Ladder
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from mixopt.proxies.evaluators import ProxyEvaluator
     from mixopt.proxies.prepare import PreparedText
     from mixopt.proxies.text import TextSource
+    from mixopt.search.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +51,40 @@ class Location:
     """A study as named on the command line.
 
     Attributes:
-        config: The study file, validated, with absolute paths.
+        study: The study file, validated, with absolute paths.
         directory: Its run directory.
     """
 
-    config: StudyConfig
+    study: StudyConfig | ExternalConfig
     directory: Path
+
+    @property
+    def config(self) -> StudyConfig:
+        """The file of a study that mixopt trains itself.
+
+        Raises:
+            ConfigError: If the runs of this study are trained elsewhere.
+        """
+        if isinstance(self.study, ExternalConfig):
+            raise ConfigError(
+                f"study {self.study.name}: its runs are trained elsewhere (trainer: external); use mixopt suggest and "
+                "mixopt tell, and status and predict to look at it"
+            )
+        return self.study
+
+    @property
+    def external(self) -> ExternalConfig:
+        """The file of a study whose runs are trained elsewhere.
+
+        Raises:
+            ConfigError: If mixopt trains this study itself.
+        """
+        if isinstance(self.study, StudyConfig):
+            raise ConfigError(
+                f"study {self.study.name}: mixopt trains its runs itself; use mixopt run, or write a study file with "
+                "`trainer: external` to train them elsewhere"
+            )
+        return self.study
 
 
 def locate(study: Path, directory: Path | None = None) -> Location:
@@ -59,8 +96,8 @@ def locate(study: Path, directory: Path | None = None) -> Location:
             raise ConfigError(
                 f"{study} is no run directory (no study.yaml inside); give a study file or a run directory"
             )
-        return Location(load_config(study / "study.yaml"), study.resolve())
-    config = load_config(study)
+        return Location(load_study(study / "study.yaml"), study.resolve())
+    config = load_study(study)
     return Location(config, (directory or Path("runs") / config.name).resolve())
 
 
@@ -88,7 +125,7 @@ def build_ladder(config: StudyConfig, vocab_size: int) -> Ladder:
     return Ladder.from_flops(rungs, config.search.fixed_cost)
 
 
-def build_constraints(config: StudyConfig, header: Header) -> Constraints:
+def build_constraints(config: StudyConfig | ExternalConfig, header: Header) -> Constraints:
     """Return the feasible set of a study; also checks the KL reference."""
     limits = config.constraints
     return Constraints.with_epoch_caps(
@@ -115,31 +152,41 @@ def build_baselines(config: StudyConfig, header: Header) -> dict[str, Mixture]:
 
 
 def build_optimizer(
-    config: StudyConfig, study_objective: Objective, header: Header, predictor: Predictor | None
+    config: StudyConfig | ExternalConfig,
+    study_objective: Objective,
+    header: Header,
+    predictor: Predictor | None,
+    *,
+    pool: Pool | None = None,
 ) -> Optimizer:
-    """Return the optimizer that the study file names."""
-    from mixopt.search.baselines import RandomOptimizer, SobolOptimizer
+    """Return the optimizer that the study file names; with a pool it buys only the pool's runs."""
     from mixopt.search.bayes import MultiFidelityOptimizer
+    from mixopt.search.catalog import Task, make
 
     constraints = build_constraints(config, header)
-    common: dict[str, Any] = {
-        "constraints": constraints, "ladder": header.ladder, "objective": study_objective, "seed": config.seed,
-    }  # fmt: skip
-    if config.search.optimizer == "random":
-        return RandomOptimizer(**common)
-    if config.search.optimizer == "sobol":
-        return SobolOptimizer(**common)
-    kl = config.constraints.kl
-    natural = kl.to == "natural"
-    reference = Mixture.natural(header.domains) if natural else Mixture.uniform(header.domain_names)
+    if config.search.optimizer != "mfbo":
+        return make(config.search.optimizer, Task(constraints, header.ladder, study_objective, config.seed, pool=pool))
     return MultiFidelityOptimizer(
-        **common,
-        predictor=predictor,
-        initial=config.search.batch_size,
+        constraints,
+        header.ladder,
+        study_objective,
+        predictor,
+        config.seed,
+        # A batch of one's own size says nothing of how many runs a search without experts must start with.
+        initial=None if isinstance(config, ExternalConfig) else config.search.batch_size,
         price=config.search.price,
-        reference=reference,
-        kl_weight=kl.weight,
+        reference=_kl_reference(config, header),
+        kl_weight=config.constraints.kl.weight,
+        pool=pool,
     )
+
+
+def _kl_reference(config: StudyConfig | ExternalConfig, header: Header) -> Mixture | None:
+    """Return the mixture that `constraints.kl` names; None if it is not known and nothing asks for it."""
+    if config.constraints.kl.to == "uniform":
+        return Mixture.uniform(header.domain_names)
+    known = all(domain.num_tokens for domain in header.domains)
+    return Mixture.natural(header.domains) if known else None
 
 
 def load_predictor(study: Study) -> MDE:
@@ -168,6 +215,8 @@ def load_predictor(study: Study) -> MDE:
 
 def open_optimizer(location: Location, study: Study) -> Optimizer:
     """Return the optimizer of a study that has been started, for predictions."""
+    if isinstance(location.study, ExternalConfig):
+        return build_optimizer(location.study, study.objective, study.header, None)
     try:
         predictor: Predictor | None = load_predictor(study)
     except StudyError as error:
@@ -202,7 +251,7 @@ def prepare(location: Location, progress: Callable[[str], None] = lambda _: None
             "search": config.search.model_dump(mode="json"),
         },
     )
-    _check_used(config)
+    check_used(config)
     parse_objective(header)
     build_constraints(config, header)
     build_baselines(config, header)
@@ -289,7 +338,7 @@ def build_tracker(location: Location) -> Tracker:
 
 def save_config(location: Location) -> None:
     """Keep the resolved study file in the run directory."""
-    write_text(RunDirectory(location.directory).config, dump_config(location.config))
+    write_text(RunDirectory(location.directory).config, dump_config(location.study))
 
 
 def _model_name(config: StudyConfig, depth: int | None) -> str:
@@ -298,7 +347,7 @@ def _model_name(config: StudyConfig, depth: int | None) -> str:
     return f"depth={fields['depth']}-{fingerprint(fields)[:6]}"
 
 
-def _check_used(config: StudyConfig) -> None:
+def check_used(config: StudyConfig | ExternalConfig) -> None:
     """Refuse settings that the chosen optimizer would ignore."""
     if config.search.optimizer == "mfbo":
         return

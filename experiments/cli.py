@@ -15,7 +15,7 @@ import typer
 import mixopt
 from mixopt.errors import ConfigError, MixoptError, MixtureError
 
-from . import cli_run, cli_show, cli_tools
+from . import cli_external, cli_replay, cli_run, cli_runs, cli_show, cli_tools
 
 app = typer.Typer(
     name="mixopt",
@@ -31,7 +31,11 @@ app.command("check")(cli_run.check)
 app.command("run")(cli_run.run)
 app.command("status")(cli_show.status)
 app.command("predict")(cli_show.predict)
+app.command("suggest")(cli_external.suggest)
+app.command("tell")(cli_external.tell)
 app.command("report")(cli_show.report)
+app.command("convert")(cli_runs.convert)
+app.command("replay")(cli_replay.replay)
 app.command("dashboard")(cli_tools.dashboard)
 app.command("sync")(cli_tools.sync)
 app.command("doctor")(cli_tools.doctor)

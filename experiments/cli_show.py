@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from mixopt.errors import ConfigError
+
 from .cli_options import DirectoryOption, JsonOption, StudyArgument, emit_json
 from .cli_progress import last_point
-from .comparison import UNIT_LABELS
+from .comparison import unit_label
 
 
 def status(study: StudyArgument, directory: DirectoryOption = None, as_json: JsonOption = False) -> None:
@@ -26,7 +30,7 @@ def status(study: StudyArgument, directory: DirectoryOption = None, as_json: Jso
     header = ledger.header
     trials = ledger.history().trials
     best = ledger.best()
-    spent = ledger.history().of(Role.SEARCH).spent(header.ladder)
+    spent, recommended = ledger.spent(), ledger.recommendation
     running = [t for t in trials if t.status is Status.RUNNING]
     summary: dict[str, Any] = {
         "name": header.name,
@@ -40,15 +44,17 @@ def status(study: StudyArgument, directory: DirectoryOption = None, as_json: Jso
             for t in trials if t.status in (Status.FAILED, Status.ABANDONED)
         ],
         "best": best and {"id": best[0].id, "objective": best[1], "weights": best[0].mixture.as_dict()},
-        "budget": header.budget,
+        "budget": None if math.isinf(header.budget) else header.budget,
         "spent": round(spent, 4),
         "stopped": ledger.stopped,
-        "recommended": ledger.recommendation and ledger.recommendation.mixture.as_dict(),
+        "recommended": recommended and recommended.mixture.as_dict(),
+        "predicted": recommended and recommended.mean.get("objective"),
+        "predicted_std": recommended and recommended.std.get("objective"),
     }  # fmt: skip
     if as_json:
         emit_json(summary)
     else:
-        _print_status(summary, UNIT_LABELS[header.objective["unit"]])
+        _print_status(summary, unit_label(ledger))
 
 
 def _print_status(summary: dict[str, Any], unit: str) -> None:
@@ -60,7 +66,8 @@ def _print_status(summary: dict[str, Any], unit: str) -> None:
         console.print(f"  running {item['id']} at {item['tokens']:,} tokens on its way to {item['fidelity']}")
     for item in summary["troubled"]:
         console.print(f"  {item['status']} {item['id']}: {item['note']}", markup=False)
-    console.print(f"search spent {summary['spent']:.2f} of {summary['budget']:g} top-rung runs")
+    limit = "" if summary["budget"] is None else f" of {summary['budget']:g}"
+    console.print(f"search spent {summary['spent']:.2f}{limit} top-rung runs")
     if summary["best"]:
         console.print(f"best measured {summary['best']['objective']:.4f} {unit} ({summary['best']['id']})")
     if summary["stopped"]:
@@ -68,18 +75,59 @@ def _print_status(summary: dict[str, Any], unit: str) -> None:
     if summary["recommended"]:
         shown = ", ".join(f"{name} {weight:.3f}" for name, weight in summary["recommended"].items())
         console.print(f"recommended: {shown}")
+    if summary["predicted"] is not None:
+        console.print(f"predicted {summary['predicted']:.4f} ± {summary['predicted_std']:.4f} {unit}")
 
 
 def predict(
-    study: StudyArgument,
+    study: Annotated[
+        Path | None,
+        typer.Argument(help="Study file (YAML) or run directory; or none, with --runs.", show_default=False),
+    ] = None,
     mixture: Annotated[
-        list[str], typer.Option("--mixture", help="DOMAIN=WEIGHT,... summing to 1; may be given several times.")
-    ],
-    fidelity: Annotated[str | None, typer.Option("--fidelity", help="Rung to predict; default the top rung.")] = None,
+        list[str] | None,
+        typer.Option("--mixture", help="DOMAIN=WEIGHT,... summing to 1; may be given several times."),
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option("--runs", help="Predict from this runs table instead of a study.")
+    ] = None,
+    mixtures: Annotated[
+        Path | None, typer.Option("--mixtures", help="With --runs: table with run and weight/<domain> to predict.")
+    ] = None,
+    fidelity: Annotated[
+        str | None, typer.Option("--fidelity", help="Rung to predict; default the top or dearest rung.")
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option("--objective", help="With --runs: expression; default mean(loss/*), or mean(score/*)."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With --runs: table (.csv, .parquet) to write the predictions to.")
+    ] = None,
     directory: DirectoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the losses of mixtures, with uncertainty, without training them."""
+    from . import cli_runs
+
+    cli_runs.check_predict_options(
+        study, runs,
+        only_study={"--dir": directory},
+        only_runs={"--mixtures": mixtures, "--objective": objective, "--out": out},
+    )  # fmt: skip
+    texts = mixture or []
+    if runs is not None:
+        cli_runs.predict_table(runs, mixtures, texts, fidelity=fidelity, objective=objective, out=out, as_json=as_json)
+        return
+    assert study is not None
+    if not texts:
+        raise ConfigError("predict: expected at least one --mixture DOMAIN=WEIGHT,..., got none; name one")
+    _predict_study(study, texts, fidelity=fidelity, directory=directory, as_json=as_json)
+
+
+def _predict_study(
+    study: Path, texts: list[str], *, fidelity: str | None, directory: Path | None, as_json: bool
+) -> None:
     from mixopt.mixture import Mixture
     from mixopt.study import Study
 
@@ -89,7 +137,7 @@ def predict(
     location = build.locate(study, directory)
     ledger = Study(location.directory)
     names = ledger.header.domain_names
-    mixtures = [Mixture.parse(text, names) for text in mixture]
+    mixtures = [Mixture.parse(text, names) for text in texts]
     rung = (ledger.header.ladder[fidelity] if fidelity else ledger.header.ladder.target).name
     prediction = build.open_optimizer(location, ledger).predict(ledger.history(), mixtures, fidelity=rung)
     rows = [
@@ -105,10 +153,10 @@ def predict(
     if as_json:
         emit_json({"predictions": rows})
         return
-    unit = UNIT_LABELS[ledger.header.objective["unit"]]
+    unit = unit_label(ledger)
     table = Table(title=f"Predicted at rung {rung}, {unit}, mean ± std", title_justify="left", box=None, pad_edge=False)
     table.add_column("column")
-    for text in mixture:
+    for text in texts:
         table.add_column(text, justify="right")
     for name in prediction.mean:
         table.add_row(name, *(f"{row[f'mean/{name}']:.4f} ± {row[f'std/{name}']:.4f}" for row in rows))

@@ -99,8 +99,8 @@ class PhaseCost:
 
 
 def unit_label(study: Study) -> str:
-    """Return the objective's unit in words."""
-    return UNIT_LABELS[study.header.objective["unit"]]
+    """Return the objective's unit in words; only those who train elsewhere know theirs."""
+    return "in the unit told" if study.header.external else UNIT_LABELS[study.header.objective["unit"]]
 
 
 def unit_factor(study: Study, column: str) -> float:

@@ -1,7 +1,9 @@
 """The study file: YAML, validated before anything runs, every field described.
 
-Every field has a default but `name`, `domains` and `objective`; unknown fields are
-errors. Relative paths start at the study file's folder.
+Two kinds: studies that mixopt trains itself (`StudyConfig`), and those with
+`trainer: external` (`ExternalConfig`), whose runs are trained elsewhere. Every field has
+a default but `name`, `domains` and `objective`; unknown fields are errors. Relative
+paths start at the study file's folder.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -250,12 +252,158 @@ class StudyConfig(_Section):
         return self.experts.fidelity or self.ladder[-1].name
 
 
+class ExternalDomainConfig(_Section):
+    """A domain whose text only the user's own trainer sees."""
+
+    tokens: int | None = Field(
+        None, gt=0, description="unique training tokens there are, for the natural mixture and epoch caps"
+    )
+
+
+class ExternalRungConfig(_Section):
+    """One rung of a ladder that is trained elsewhere."""
+
+    name: str = Field(description="name of the rung")
+    cost: float | None = Field(
+        None, gt=0, description="price of a run, in any unit, the same for all rungs; default params x tokens"
+    )
+    params: int | None = Field(None, gt=0, description="active parameters; they serve the price only")
+    tokens: int | None = Field(None, gt=0, description="training tokens of a run; they serve the price only")
+
+    @property
+    def price(self) -> float | None:
+        """Price of a run in the user's unit, None where nothing says it."""
+        if self.cost is None and self.params is not None and self.tokens is not None:
+            return float(self.params) * self.tokens
+        return self.cost
+
+
+class ExternalSearchConfig(_Section):
+    """How runs are suggested."""
+
+    optimizer: str = Field("mfbo", description="mfbo (multi-fidelity Bayesian), random, sobol or another known one")
+    batch_size: int = Field(4, ge=1, description="runs suggested at a time, where nothing else is asked for")
+    budget: float | None = Field(
+        None, ge=0, description="of all suggested runs, in runs of the last rung; none is unlimited"
+    )
+    price: float = Field(
+        0.0, ge=0, description="suggest nothing when the expected gain per run of the last rung is below this"
+    )
+
+
+class ExternalConfig(_Section):
+    """A study whose runs are trained elsewhere: `mixopt suggest` and `mixopt tell`."""
+
+    name: str = Field(description="name of the study and of its run directory")
+    trainer: Literal["external"] = Field(description="says that mixopt suggests runs and is told their results")
+    seed: int = Field(0, ge=0, description="root of all randomness")
+    domains: dict[str, ExternalDomainConfig] = Field(
+        min_length=1, description="list of names, or {name: {tokens: N}}; the order is the order of the weights"
+    )
+    objective: str | dict[str, float] = Field(
+        description="what is minimized, in the unit of its columns: one column, mean(...) or max(...), or {column: weight}"
+    )
+    columns: list[str] = Field(
+        [], description="loss/... and score/... columns that runs report; default those of the first runs told"
+    )
+    constraints: ConstraintsConfig = ConstraintsConfig()
+    ladder: list[ExternalRungConfig] = Field(
+        [ExternalRungConfig(name="target", cost=1.0)],
+        min_length=1,
+        description="rungs, or {name: cost}; the last is the target",
+    )
+    search: ExternalSearchConfig = ExternalSearchConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        return check_name(value, "study")
+
+    @field_validator("domains", mode="before")
+    @classmethod
+    def _domains_from_list(cls, value: Any) -> Any:
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            double = next((name for name in value if value.count(name) > 1), None)
+            if double is not None:
+                raise ValueError(f"{double!r} is listed twice; names must be unique, rename one")
+            return {name: {} for name in value}
+        return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _objective_alone(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "expression" in value:
+            raise ValueError("write the expression itself, such as objective: mean(loss/*); columns keep their unit")
+        return value
+
+    @field_validator("ladder", mode="before")
+    @classmethod
+    def _ladder_from_mapping(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return [{"name": str(name), "cost": cost} for name, cost in value.items()]
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExternalConfig:
+        for name in self.domains:
+            check_name(name, "domain")
+        for rung in self.ladder:
+            check_name(rung.name, "rung")
+            if rung.price is None:
+                raise ValueError(f"ladder: rung {rung.name!r} has no cost; give cost, or params and tokens")
+        names = [rung.name for rung in self.ladder]
+        if len(set(names)) != len(names):
+            raise ValueError(f"ladder: rung names must be unique, got {', '.join(names)}; rename one")
+        for column in self.columns:
+            if not column.startswith(("loss/", "score/")) or self.columns.count(column) > 1:
+                raise ValueError(f"columns: expected loss/NAME or score/NAME, each once, got {column!r}; correct it")
+        self._check_tokens()
+        return self
+
+    def _check_tokens(self) -> None:
+        missing = [name for name, domain in self.domains.items() if domain.tokens is None]
+        kl = self.constraints.kl
+        for wanted, place in (
+            (self.constraints.max_epochs is not None, "constraints.max_epochs"),
+            (kl.weight > 0 and kl.to == "natural", "constraints.kl.to: natural"),
+        ):
+            if wanted and missing:
+                raise ValueError(f"domains.{missing[0]}.tokens: {place} needs the tokens of every domain; add them")
+
+
+Config = TypeVar("Config", StudyConfig, ExternalConfig)
+
+
 def load_config(path: Path) -> StudyConfig:
-    """Read and validate a study file; paths inside become absolute.
+    """Read and validate the file of a study that mixopt trains itself.
 
     Raises:
         ConfigError: One message that lists every problem with field and remedy.
     """
+    config = load_study(path)
+    if isinstance(config, ExternalConfig):
+        raise ConfigError(
+            f"{path}: the runs of this study are trained elsewhere (trainer: external); "
+            "use mixopt suggest and mixopt tell, or drop `trainer` and name the text of each domain"
+        )
+    return config
+
+
+def load_study(path: Path) -> StudyConfig | ExternalConfig:
+    """Read and validate a study file of either kind; paths inside become absolute.
+
+    A file with the field `trainer` is read as that of an external study.
+
+    Raises:
+        ConfigError: One message that lists every problem with field and remedy.
+    """
+    data = _read(path)
+    if "trainer" in data:
+        return validate_external(data, str(path))
+    return _with_absolute_paths(validate(data, str(path)), path.parent.resolve())
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -270,30 +418,38 @@ def load_config(path: Path) -> StudyConfig:
         raise ConfigError(f"{path}, {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of fields such as name, domains and objective")
-    config = validate(data, str(path))
-    return _with_absolute_paths(config, path.parent.resolve())
+    return data
 
 
 def validate(data: Mapping[str, Any], source: str) -> StudyConfig:
     """Build a configuration from plain data, with readable errors."""
+    return _validated(StudyConfig, data, source)
+
+
+def validate_external(data: Mapping[str, Any], source: str) -> ExternalConfig:
+    """Build the configuration of an external study from plain data, with readable errors."""
+    return _validated(ExternalConfig, data, source)
+
+
+def _validated(model: type[Config], data: Mapping[str, Any], source: str) -> Config:
     try:
-        return StudyConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        lines = [_describe(item) for item in error.errors()]
+        lines = [_describe(item, model) for item in error.errors()]
         raise ConfigError(f"{source}: " + ("\n  - " if len(lines) > 1 else "") + "\n  - ".join(lines)) from error
     except MixtureError as error:
         raise ConfigError(f"{source}: {error}") from error
 
 
-def dump_config(config: StudyConfig) -> str:
+def dump_config(config: StudyConfig | ExternalConfig) -> str:
     """Return the resolved configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _describe(item: Any) -> str:
+def _describe(item: Any, model: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        known = _fields_at(item["loc"][:-1])
+        known = _fields_at(item["loc"][:-1], model)
         close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known fields are {', '.join(known)}" if known else ""
         return f"{place}: unknown field{hint}"
@@ -304,9 +460,9 @@ def _describe(item: Any) -> str:
     return f"{place}: {message}{got}" if place else message
 
 
-def _fields_at(location: Iterable[Any]) -> list[str]:
+def _fields_at(location: Iterable[Any], model: type[BaseModel]) -> list[str]:
     """Return the fields known at a place of the file; names that users choose are passed over."""
-    here: Any = StudyConfig
+    here: Any = model
     for part in location:
         if not hasattr(here, "model_fields"):  # a mapping or list: `part` is a key of the user's
             sections = [kind for kind in getattr(here, "__args__", ()) if hasattr(kind, "model_fields")]

@@ -2,7 +2,9 @@
 
 An executor moves plain data out and reports back; it decides nothing. The worker
 writes the result file before it answers, so a driver that dies loses no finished job,
-and a job whose result is there already is not done again.
+and a job whose result is there already is not done again. What a worker does with a
+job is a function of evaluator, job and directory: `run_job` for trials, another one
+for other plain jobs (replays), whose reports then carry what that function returns.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ ALLOCATOR_SETTINGS = {
     "MALLOC_TOP_PAD_": "270000000",
 }
 _CONNECT_SECONDS = 15
+
+# (evaluator, job, directory) -> results. Not only trials run here, so the types are the function's own.
+Run = Callable[[Any, Any, Path], Any]
 
 
 def run_job(evaluator: Evaluator, job: Job, directory: Path) -> tuple[TrialResult, ...]:
@@ -57,7 +62,7 @@ def read_results(data: Sequence[dict[str, Any]]) -> tuple[TrialResult, ...]:
     )
 
 
-def _failure(job: Job, error: Exception) -> JobReport:
+def _failure(job: Any, error: Exception) -> JobReport:
     """Turn an error into a report; what mixopt or the disk raised on purpose ends the study."""
     if isinstance(error, MixoptError):
         raise error
@@ -71,15 +76,16 @@ class SerialExecutor:
     Args:
         evaluator: What runs the jobs.
         directory: The run directory.
+        run: What is called with evaluator, job and directory.
     """
 
     slots = 1
 
-    def __init__(self, evaluator: Evaluator, directory: Path) -> None:
-        self._evaluator, self._directory = evaluator, directory
-        self._queue: deque[Job] = deque()
+    def __init__(self, evaluator: Any, directory: Path, *, run: Run = run_job) -> None:
+        self._evaluator, self._directory, self._run = evaluator, directory, run
+        self._queue: deque[Any] = deque()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Any) -> None:
         """Queue a job."""
         self._queue.append(job)
 
@@ -89,7 +95,7 @@ class SerialExecutor:
             return []
         job = self._queue.popleft()
         try:
-            return [JobReport(job, run_job(self._evaluator, job, self._directory))]
+            return [JobReport(job, self._run(self._evaluator, job, self._directory))]
         except Exception as error:
             logger.debug("job failed", exc_info=True)
             return [_failure(job, error)]
@@ -111,6 +117,7 @@ class RayExecutor:
         address: Address of a running cluster, or None for a local Ray.
         num_cpus: CPUs per job.
         num_gpus: GPUs per job (a fraction shares one).
+        run: What a worker calls with evaluator, job and directory; a function of a module.
 
     Raises:
         ResourceError: If the cluster does not answer or lacks the resources.
@@ -118,17 +125,18 @@ class RayExecutor:
 
     def __init__(
         self,
-        evaluator: Evaluator,
+        evaluator: Any,
         directory: Path,
         *,
         workers: int,
         address: str | None = None,
         num_cpus: int = 1,
         num_gpus: float = 0.0,
+        run: Run = run_job,
     ) -> None:
-        self.slots, self._num_cpus = workers, num_cpus
+        self.slots, self._num_cpus, self._run = workers, num_cpus, run
         self._directory = Path(directory).resolve()
-        self._running: dict[Any, Job] = {}
+        self._running: dict[Any, Any] = {}
         self._unsent_evaluator, self._address, self._num_gpus = evaluator, address, num_gpus
         self._task: Any = None
         if address:
@@ -146,9 +154,9 @@ class RayExecutor:
             )
         self._evaluator = ray.put(self._unsent_evaluator)
         # Retries are ours, so that their reason is in the ledger.
-        self._task = ray.remote(num_cpus=self._num_cpus, num_gpus=num_gpus, max_retries=0, max_calls=0)(run_job)
+        self._task = ray.remote(num_cpus=self._num_cpus, num_gpus=num_gpus, max_retries=0, max_calls=0)(self._run)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Any) -> None:
         """Send a job to a worker."""
         if self._task is None:
             self._connect()

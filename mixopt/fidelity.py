@@ -44,7 +44,7 @@ class Ladder:
     """All rungs, cheapest first; the last is the target.
 
     Attributes:
-        rungs: In order of strictly increasing cost.
+        rungs: The last is the target; trained ladders become dearer from first to last.
         fixed_cost: Part of every charge that does not depend on length, in top-rung runs.
     """
 
@@ -57,20 +57,27 @@ class Ladder:
         names = [rung.name for rung in self.rungs]
         if len(set(names)) != len(names):
             raise ConfigError(f"ladder: rung names must be unique, got {names}; rename one")
-        costs = [rung.cost for rung in self.rungs]
-        if any(b <= a for a, b in pairwise(costs)):
-            raise ConfigError(
-                f"ladder: rungs must become more expensive from first to last, got costs {[round(c, 4) for c in costs]}; reorder them or change tokens or depth"
-            )
+        free = [rung.name for rung in self.rungs if not (math.isfinite(rung.cost) and rung.cost > 0)]
+        if free:
+            raise ConfigError(f"ladder: costs must be positive and finite, that of {free[0]} is not; correct it")
 
     @classmethod
     def from_flops(cls, rungs: list[tuple[str, str, int, int, float]], fixed_cost: float) -> Ladder:
-        """Price rungs given as (name, model, params, tokens, FLOPs); the last costs 1."""
+        """Price rungs given as (name, model, params, tokens, FLOPs); the last costs 1.
+
+        Raises:
+            ConfigError: If a rung is not dearer than the one before it.
+        """
         top = rungs[-1][-1]
         priced = [
             Fidelity(name, model, params, tokens, flops, fixed_cost + (1 - fixed_cost) * flops / top)
             for name, model, params, tokens, flops in rungs
         ]
+        if any(b.cost <= a.cost for a, b in pairwise(priced)):
+            raise ConfigError(
+                "ladder: rungs must become more expensive from first to last, got costs "
+                f"{[round(rung.cost, 4) for rung in priced]}; reorder them or change tokens or depth"
+            )
         return cls(tuple(priced), fixed_cost)
 
     def __iter__(self) -> Iterator[Fidelity]:
@@ -93,7 +100,7 @@ class Ladder:
     def nested(self, name: str, *, above: str | None = None) -> tuple[Fidelity, ...]:
         """Return the rungs a run to `name` passes, itself last, beyond those of `above`."""
         end = self[name]
-        start = self[above].num_tokens if above else 0
+        start = self[above].num_tokens if above else -1
         return tuple(r for r in self.rungs if r.model == end.model and start < r.num_tokens <= end.num_tokens)
 
     def price(self, name: str, *, start: str | None = None) -> float:
@@ -102,7 +109,12 @@ class Ladder:
             return self[name].cost
         return self[name].cost - self[start].cost + self.fixed_cost
 
+    def index(self, name: str) -> int:
+        """Return the rung's number; the target has the last one."""
+        return self.rungs.index(self[name])
+
     def position(self, name: str) -> float:
-        """Return the rung's place on the log-cost axis: 0 the cheapest, 1 the target."""
-        low, high = math.log(self.rungs[0].cost), math.log(self.target.cost)
+        """Return the rung's place on the log-cost axis: 0 the cheapest, 1 the dearest."""
+        costs = [math.log(rung.cost) for rung in self.rungs]
+        low, high = min(costs), max(costs)
         return 1.0 if high == low else (math.log(self[name].cost) - low) / (high - low)

@@ -156,6 +156,8 @@ class Mixture:
         Raises:
             MixtureError: If a domain with positive weight is not in the list.
         """
+        if tuple(domains) == self.domains:
+            return self
         return Mixture.from_mapping(domains, {k: v for k, v in self.as_dict().items() if v > 0 or k in domains})
 
     def distance(self, other: Mixture) -> float:

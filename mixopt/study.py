@@ -8,6 +8,7 @@ recovery and replay need no code of their own. Only the driver appends.
     propose    a batch of trials, whole or not there
     status     trials that started, failed or were given up
     result     one trial's observations
+    tell       runs trained elsewhere and their observations, a whole table or nothing of it
     rescore    an observation with the losses on new evaluation sets
     stop       why the search ended
     recommend  the recommended mixture
@@ -17,12 +18,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import StudyChangedError, StudyError
+from .errors import ConfigError, StudyChangedError, StudyError
 from .fidelity import Fidelity, Ladder
 from .ledger import Ledger
 from .mixture import Domain
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+USER = "user"  # proposed the runs that a user brought to an external study
+
+_COLUMN = re.compile(r"(?:loss|score)/[^\s,()]+")
+
 
 @dataclass(frozen=True)
 class Header:
@@ -50,9 +57,11 @@ class Header:
         ladder: Rungs with costs.
         tokenizer: Fingerprint of the tokenizer file.
         objective: Expression (text or mapping) and unit.
-        budget: Of the search, in runs of the top rung.
+        budget: Of the search, in runs of the top rung; infinite where there is none.
         experts_fidelity: Rung whose experts feed the MDE.
         settings: Constraints and search settings, as in the study file.
+        external: Whether the runs are trained elsewhere.
+        columns: Columns that external runs report; none means those of the first runs told.
     """
 
     name: str
@@ -65,6 +74,8 @@ class Header:
     budget: float
     experts_fidelity: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    external: bool = False
+    columns: tuple[str, ...] = ()
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -72,8 +83,9 @@ class Header:
         return tuple(domain.name for domain in self.domains)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        """Return plain data; an infinite budget is None."""
+        budget = None if math.isinf(self.budget) else self.budget
+        return json.loads(json.dumps({**asdict(self), "budget": budget}))  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Header:
@@ -85,6 +97,8 @@ class Header:
                 "domains": tuple(Domain(**d) for d in data["domains"]),
                 "eval_sets": tuple(EvalSet(**e) for e in data["eval_sets"]),
                 "ladder": Ladder(rungs, data["ladder"]["fixed_cost"]),
+                "budget": math.inf if data["budget"] is None else data["budget"],
+                "columns": tuple(data.get("columns", ())),
             }
         )
 
@@ -113,6 +127,9 @@ class Header:
             if rung.name in old_rungs
             and (old_rungs[rung.name].model, old_rungs[rung.name].num_tokens) != (rung.model, rung.num_tokens)
         ]
+        if self.external:  # nobody trains what is missing: runs of such a rung would be lost in silence
+            kept = {rung.name for rung in new.ladder}
+            lines += [f"rung {name} was removed" for name in old_rungs if name not in kept]
         return lines
 
 
@@ -120,14 +137,14 @@ class Study:
     """One study's ledger and the state that follows from it.
 
     Args:
-        directory: The run directory.
+        directory: The run directory; None keeps the events in memory only.
 
     Raises:
         StudyError: If the ledger is damaged in the middle (a torn last line is dropped).
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.files = RunDirectory(Path(directory))
+    def __init__(self, directory: Path | None) -> None:
+        self.files = RunDirectory(Path("memory") if directory is None else Path(directory))
         self.headers: list[Header] = []
         self.recommendation: Recommendation | None = None
         self.contenders: tuple[Contender, ...] = ()
@@ -135,7 +152,8 @@ class Study:
         self.batches: list[tuple[str, ...]] = []
         self._trials: dict[str, tuple[Trial, int]] = {}
         self._observations: dict[tuple[str, str], tuple[Observation, int]] = {}
-        self._ledger = Ledger(self.files.ledger)
+        self.told_columns: tuple[str, ...] = ()
+        self._ledger: Ledger | _Memory = _Memory() if directory is None else Ledger(self.files.ledger)
         for event in self._ledger.read():
             self._apply(event)
 
@@ -145,7 +163,9 @@ class Study:
     def header(self) -> Header:
         """The newest header."""
         if not self.headers:
-            raise StudyError(f"{self.files.path} holds no study yet; start it with: mixopt run STUDY.yaml")
+            raise StudyError(
+                f"{self.files.path} holds no study yet; start it with: mixopt run STUDY.yaml (mixopt suggest if runs are trained elsewhere)"
+            )
         return self.headers[-1]
 
     @property
@@ -159,12 +179,22 @@ class Study:
         return tuple(observation for observation, _ in self._observations.values())
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that runs report; none before an external study knows its own."""
+        header = self.header
+        own = header.columns or self.told_columns
+        return own if header.external else tuple(f"loss/{s.name}" for s in header.eval_sets)
+
+    @property
     def objective(self) -> Objective:
-        """The objective over the study's columns."""
+        """The objective over the study's columns.
+
+        Before any is known, a pattern such as `loss/*` stands for one column.
+        """
         header = self.header
         return Objective.parse(
             header.objective["expression"],
-            [f"loss/{s.name}" for s in header.eval_sets],
+            self.columns or columns_named(header.objective["expression"]),
             unit=header.objective["unit"],
             eval_sets=header.eval_sets,
         )
@@ -194,7 +224,7 @@ class Study:
             if observation.trial in order and self._same_rung(observation.fidelity, version)
         ]
         rank = {rung.name: i for i, rung in enumerate(self.header.ladder)}
-        usable = [observation for observation in kept if observation.losses]
+        usable = [observation for observation in kept if observation.losses or observation.scores]
         usable.sort(key=lambda o: (order[o.trial], rank[o.fidelity]))
         return History(tuple(trials), tuple(usable))
 
@@ -215,6 +245,11 @@ class Study:
         ]
         return (search[min(values)[1]], min(values)[0]) if values else None
 
+    def spent(self) -> float:
+        """Return the charge of the search's trials, in runs of the top rung; those a user brought are free."""
+        trials = self.history().of(Role.SEARCH).trials
+        return History(tuple(trial for trial in trials if trial.proposed_by != USER)).spent(self.header.ladder)
+
     def to_frame(self) -> pd.DataFrame:
         """Return the runs table: one row per observation (DESIGN section 5)."""
         import pandas as pd
@@ -226,7 +261,7 @@ class Study:
             trial, rung = trials[o.trial], self.header.ladder[o.fidelity]
             rows.append(
                 {
-                    "run": f"{o.trial}@{o.fidelity}", "seed": trial.seed, "parent": trial.parent, "role": str(trial.role),
+                    "run": o.trial if self.header.external else f"{o.trial}@{o.fidelity}", "seed": trial.seed, "parent": trial.parent, "role": str(trial.role),
                     "fidelity": o.fidelity, "params": rung.num_params, "tokens": rung.num_tokens, "cost": rung.cost,
                     **{f"weight/{k}": v for k, v in trial.mixture.as_dict().items()}, **o.columns(),
                     "objective": self.value(o),
@@ -237,7 +272,13 @@ class Study:
     # --- writing -------------------------------------------------------------
 
     def check(self, header: Header, *, accept_changes: bool = False) -> None:
-        """Raise StudyChangedError if data changed under the ledger and that is not accepted."""
+        """Raise StudyChangedError if data changed under the ledger and that is not accepted.
+
+        A ledger whose runs are trained elsewhere, or are not, stays so: a ConfigError.
+        """
+        if self.headers and self.header.external != header.external:
+            trained = "elsewhere" if self.header.external else "by mixopt itself"
+            raise ConfigError(f"{self.files.path} holds a study whose runs are trained {trained}; choose another --dir")
         changes = self.header.data_changes(header) if self.headers else []
         if changes and not accept_changes:
             raise StudyChangedError(
@@ -275,16 +316,19 @@ class Study:
         """Record the result of one trial; the same result twice is recorded once."""
         if self.trial(result.trial).status in (Status.DONE, Status.ABANDONED):
             return
-        observations = [observation.to_json() for observation in result.observations]
-        self._append(
-            {
-                "type": "result",
-                "trial": result.trial,
-                "status": str(result.status),
-                "note": result.note,
-                "observations": observations,
-            }
-        )
+        self._append({"type": "result", **_plain(result)})
+
+    def tell(self, columns: Sequence[str], trials: Sequence[Trial], results: Sequence[TrialResult]) -> None:
+        """Record results of runs trained elsewhere, as one event: all of them or none.
+
+        Args:
+            columns: Names of what was measured, in the table's order; the first ones told become the study's.
+            trials: Runs that are not in the ledger yet.
+            results: What new and known runs showed; an observation replaces the one of its key.
+        """
+        if results:
+            event = {"columns": list(columns), "trials": [trial.to_json() for trial in trials]}
+            self._append({"type": "tell", **event, "results": [_plain(result) for result in results]})
 
     def rescore(self, observations: Sequence[Observation]) -> None:
         """Record losses measured later, on evaluation sets that are new; kept losses stay."""
@@ -314,22 +358,19 @@ class Study:
                 self.stopped, self.recommendation = None, None
             case "propose":
                 self.batches.append(tuple(item["id"] for item in data["trials"]))
-                for item in data["trials"]:
-                    trial = Trial.from_json(item)
-                    if trial.id in self._trials:
-                        raise StudyError(
-                            f"trial {trial.id} is proposed twice in {self.files.ledger}; the ledger was edited"
-                        )
-                    self._trials[trial.id] = (trial, version)
+                self._add(data["trials"], version)
                 self.stopped = None if any(t["role"] == Role.SEARCH for t in data["trials"]) else self.stopped
             case "status":
                 for trial_id in data["trials"]:
                     self._set(trial_id, Status(data["status"]), data["note"])
             case "result":
-                self._set(data["trial"], Status(data["status"]), data["note"])
-                for item in data["observations"]:
-                    observation = Observation.from_json(item)
-                    self._observations[observation.key] = (observation, version)
+                self._record(data, version)
+            case "tell":
+                self.told_columns = self.told_columns or tuple(data["columns"])
+                self._add(data["trials"], version)
+                for item in data["results"]:
+                    self._record(item, version)
+                self.recommendation, self.contenders = None, ()
             case "rescore":
                 observation = Observation.from_json(data["observation"])
                 self._observations[observation.key] = (observation, version)
@@ -342,6 +383,19 @@ class Study:
                 raise StudyError(
                     f"unknown event {unknown!r} in {self.files.ledger}; it was written by a newer mixopt: upgrade"
                 )
+
+    def _add(self, items: Sequence[Mapping[str, Any]], version: int) -> None:
+        for item in items:
+            trial = Trial.from_json(item)
+            if trial.id in self._trials:
+                raise StudyError(f"trial {trial.id} is proposed twice in {self.files.ledger}; the ledger was edited")
+            self._trials[trial.id] = (trial, version)
+
+    def _record(self, item: Mapping[str, Any], version: int) -> None:
+        self._set(item["trial"], Status(item["status"]), item["note"])
+        for plain in item["observations"]:
+            observation = Observation.from_json(plain)
+            self._observations[observation.key] = (observation, version)
 
     def _set(self, trial_id: str, status: Status, note: str) -> None:
         trial, version = self._trials[trial_id]
@@ -361,6 +415,8 @@ class Study:
         return rungs.get(name) == (then.model, then.num_tokens)
 
     def _current_columns(self, observation: Observation, version: int) -> Observation:
+        if self.header.external:
+            return _only(observation, self.columns)
         then = {s.name: s.fingerprint for s in self.headers[version].eval_sets}
         now = {s.name: s.fingerprint for s in self.header.eval_sets}
         losses = {k: v for k, v in observation.losses.items() if k in now and now[k] == then.get(k)}
@@ -368,6 +424,35 @@ class Study:
 
     def _append(self, event: dict[str, Any]) -> None:
         self._apply(self._ledger.append(event))
+
+
+def columns_named(expression: str | Mapping[str, float]) -> tuple[str, ...]:
+    """Return the columns and patterns that an objective names, in order."""
+    found = list(expression) if isinstance(expression, Mapping) else _COLUMN.findall(expression)
+    return tuple(dict.fromkeys(found))
+
+
+class _Memory:
+    """Events that are never written: a ledger for studies that live in one process."""
+
+    def read(self) -> list[dict[str, Any]]:
+        return []
+
+    def append(self, event: dict[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps(event, allow_nan=False))  # type: ignore[no-any-return]
+
+
+def _plain(result: TrialResult) -> dict[str, Any]:
+    observations = [observation.to_json() for observation in result.observations]
+    return {
+        "trial": result.trial, "status": str(result.status), "note": result.note, "observations": observations,
+    }  # fmt: skip
+
+
+def _only(observation: Observation, columns: Sequence[str]) -> Observation:
+    losses = {name: value for name, value in observation.losses.items() if f"loss/{name}" in columns}
+    scores = {name: value for name, value in observation.scores.items() if f"score/{name}" in columns}
+    return replace(observation, losses=losses, scores=scores)
 
 
 def _over(trial: Trial, names: Sequence[str]) -> Trial:

@@ -1,9 +1,9 @@
-"""What a training run is worth: discrete knowledge gradient of a composite objective.
+"""What a training run is worth: knowledge gradient and expected improvement of a composite objective.
 
 An action a = (mixture, rung, trial) shows each column once. Column j's posterior mean
 at pool point m and the target rung then moves by c_j(m, a) / sqrt(s_j(a)) * N(0, 1),
 where c_j is the posterior covariance of the point with the observation and s_j the
-observation's variance, noise included (Frazier et al. 2009, "The knowledge-gradient
+observation's variance, noise included; errors of columns are correlated (Frazier et al. 2009, "The knowledge-gradient
 policy for correlated normal beliefs", Section 2.2). With h(m; u) the objective of the
 moved means and m0 today's best point, the value is
 
@@ -14,6 +14,11 @@ by 128 fixed, antithetic quasi-random normals, so that a gain less likely than a
 minimum of the posterior mean; for a maximum h composes means (certainty equivalent:
 the spread inside the maximum is left out), and the value stays non-negative.
 Rungs that the run passes below its last one are not credited.
+
+A run at the target also verifies its mixture. Its expected improvement is E[(f(b) - f(a))+]
+over the joint posterior of the run's mixture a and the best verified one b; before any
+target run, b is the average mixture of the pool (Jones et al. 1998, Section 4.1, on the
+contrast, in which what all mixtures share cancels).
 
 J columns, M pool points, S normals, B actions, K domains; objective units.
 """
@@ -31,13 +36,13 @@ from torch import Tensor
 
 from mixopt.convex import KLPenalty, Reduction
 
+from . import gp
 from .convex import penalty_tensor, reduce_tensor
 from .encoding import Encoded, Encoder
 from .surrogate import Column
 
 NUM_NORMALS = 128
-TARGET = 1.0  # position of the target rung
-_CHUNK = 64
+_CHUNK = 256
 _MAY_BE_BEST = 0.05
 _BAR_SAMPLES = 256
 _BAR_SEED = 0
@@ -60,6 +65,9 @@ class Beliefs:
         penalty: Added to the objective.
         pool: (M, K) mixtures that may be recommended.
         encoded: The pool, encoded.
+        correlation: (J, J) correlation of the columns' errors.
+        closed: Whether only these may be, not the mixture of any run.
+        verified: Indices of the pool's mixtures that were measured at the target.
         rows: Per column, the pool at the target rung.
         halves: Per column, the pool's whitened covariances (N, M).
         means: (M, J) posterior means.
@@ -72,13 +80,16 @@ class Beliefs:
     penalty: KLPenalty
     pool: Tensor
     encoded: Encoded
-    rows: tuple[Tensor, ...] = field(init=False)
+    correlation: Tensor
+    closed: bool = False
+    verified: tuple[int, ...] = ()
+    rows: tuple[gp.Prepared, ...] = field(init=False)
     halves: tuple[Tensor, ...] = field(init=False)
     means: Tensor = field(init=False)
     penalties: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        rows = tuple(column.rows(self.encoded, TARGET) for column in self.columns)
+        rows = tuple(column.rows(self.encoded, column.target) for column in self.columns)
         pairs = list(zip(self.columns, rows, strict=True))
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "halves", tuple(column.posterior.half(r) for column, r in pairs))
@@ -96,26 +107,109 @@ class Beliefs:
         A point may be if it beats today's best in at least one of 20 joint posterior
         samples, where what is common to both (the shift) cancels.
         """
-        generator = torch.Generator().manual_seed(_BAR_SEED)
-        draws = torch.randn(len(self.columns), _BAR_SAMPLES, len(self.pool), generator=generator, dtype=torch.float64)
-        samples = [c.samples(rows, z) for c, rows, z in zip(self.columns, self.rows, draws, strict=True)]
-        values = reduce_tensor(self.reduction, torch.stack(samples, dim=-1)) + self.penalties
+        values = self.samples(_BAR_SAMPLES, _BAR_SEED)
         objective = self.objective()
         beats = (values <= values[:, objective.argmin()][:, None]).double().mean(0)
         return float(objective[beats >= _MAY_BE_BEST].max())
 
+    def samples(self, num: int, seed: int) -> Tensor:
+        """Return (num, M) joint posterior samples of the objective over the pool, penalty included."""
+        size = (num, len(self.columns), len(self.pool))
+        normals = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        together = torch.einsum("jk,skm->jsm", self.shared, normals)
+        draws = [
+            mean + z @ _root(column.covariance(rows)).T
+            for mean, z, column, rows in zip(self.means.T, together, self.columns, self.rows, strict=True)
+        ]
+        return reduce_tensor(self.reduction, torch.stack(draws, dim=-1)) + self.penalties
+
+    @cached_property
+    def shared(self) -> Tensor:
+        """(J, J) root of the correlation: times independent normals, it gives correlated ones."""
+        return _root(self.correlation)
+
+    def predicted(self, weights: Tensor) -> Tensor:
+        """Return (B,) objectives of the posterior means of (B, K) mixtures, penalty included."""
+        encoded = self.encoder.encode(weights)
+        means = torch.stack([c.mean(c.rows(encoded, c.target)) for c in self.columns], dim=-1)
+        return reduce_tensor(self.reduction, means) + penalty_tensor(self.penalty, weights)
+
     def may_be_best(self, weights: Tensor) -> Tensor:
         """Return (B,) whether (B, K) mixtures are predicted within the bar."""
-        encoded = self.encoder.encode(weights)
-        means = torch.stack([c.mean(c.rows(encoded, TARGET)) for c in self.columns], dim=-1)
-        return reduce_tensor(self.reduction, means) + penalty_tensor(self.penalty, weights) <= self.bar + 1e-12
+        return self.predicted(weights) <= self.bar + 1e-12
 
-    def believe(self, weights: Tensor, positions: Sequence[float], group: float) -> Beliefs:
+    def believe(self, weights: Tensor, rungs: Sequence[int], group: float) -> Beliefs:
         """Add a pending run of (K,) weights that will be observed at some rungs."""
-        encoded = self.encoder.encode(weights.expand(len(positions), -1))
-        where = torch.tensor(positions, dtype=torch.float64)
-        columns = tuple(column.believe(column.rows(encoded, where, group)) for column in self.columns)
-        return Beliefs(self.encoder, columns, self.reduction, self.penalty, self.pool, self.encoded)
+        encoded = self.encoder.encode(weights.expand(len(rungs), -1))
+        where = torch.tensor(rungs)
+        columns = tuple(column.believe(encoded, where, group) for column in self.columns)
+        same = torch.nonzero((self.pool == weights).all(-1))[:, 0].tolist()
+        target = self.columns[0].target in rungs
+        verified = tuple(sorted({*self.verified, *same})) if target else self.verified
+        return Beliefs(
+            self.encoder,
+            columns,
+            self.reduction,
+            self.penalty,
+            self.pool,
+            self.encoded,
+            self.correlation,
+            self.closed,
+            verified,
+        )
+
+    @cached_property
+    def yardstick(self) -> Tensor:
+        """(M,) weights of the pool's mixtures in what a target run is to improve on."""
+        num = len(self.pool)
+        if not self.verified:
+            return torch.full((num,), 1 / num, dtype=torch.float64)
+        values = self.objective()[list(self.verified)]
+        weights = torch.zeros(num, dtype=torch.float64)
+        weights[self.verified[int(values.argmin())]] = 1.0
+        return weights
+
+    def improvement(self, weights: Tensor, normals: Tensor) -> Tensor:
+        """Return (B,) expected improvements of (B, K) mixtures on the yardstick; normals (S, J)."""
+        encoded, against = self.encoder.encode(weights), self.yardstick
+        terms = [self._contrast(index, encoded) for index in range(len(self.columns))]
+        means, stds = (torch.stack([term[i] for term in terms], dim=-1) for i in (0, 1))
+        levels = against @ self.means
+        drift = penalty_tensor(self.penalty, weights) - against @ self.penalties
+        if self.reduction.kind == "sum":
+            factors = torch.as_tensor(self.reduction.weights.copy())
+            return _expected_positive(-(means @ factors) - drift, ((stds * factors) @ self.shared).norm(dim=-1))
+        moved = reduce_tensor(self.reduction, levels + means + (normals @ self.shared.T)[:, None] * stds)
+        return (reduce_tensor(self.reduction, levels[None])[0] - moved - drift).clamp_min(0).mean(0)
+
+    def _contrast(self, index: int, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        """Return (B,) means and standard deviations of f(a) - f(b) in one column."""
+        column, against = self.columns[index], self.yardstick
+        process, half = column.posterior, self.halves[index]
+        used = against > 0
+        rows, pool = column.rows(encoded, column.target), self.rows[index].select(used)
+        share = against[used]
+        own_half = process.half(rows)
+        half_b = half[:, used] @ share
+        var_b = share @ process.kernel.matrix(pool, pool) @ share - half_b @ half_b
+        var_a = process.kernel.pairs(rows, rows) - own_half.square().sum(0)
+        between = process.kernel.matrix(rows, pool) @ share - own_half.T @ half_b
+        mean = column.mean(rows) - against @ self.means[:, index]
+        return mean, column.deviation * (var_a + var_b - 2 * between).clamp_min(1e-12).sqrt()
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Return a lower Cholesky factor; what rounding made negative is lifted."""
+    lift = 1e-12 + 1e-6 * covariance.diagonal().mean()
+    factor: Tensor = torch.linalg.cholesky(covariance + lift * torch.eye(len(covariance), dtype=covariance.dtype))
+    return factor
+
+
+def _expected_positive(mean: Tensor, std: Tensor) -> Tensor:
+    """Return E[max(0, z)] of normals."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    ratio = mean / std
+    return std * (ratio * normal.cdf(ratio) + normal.log_prob(ratio).exp()).clamp_min(0)
 
 
 class KnowledgeGradient(AcquisitionFunction):  # type: ignore[misc]
@@ -124,15 +218,15 @@ class KnowledgeGradient(AcquisitionFunction):  # type: ignore[misc]
     Args:
         beliefs: Where we stand.
         normals: (S, J) base samples.
-        position: Rung position of the action.
+        rung: Number of the action's rung.
         group: Number of the trial the action continues, or a fresh one.
         unit: Divides the value, so that optimizers see numbers near 1.
     """
 
-    def __init__(self, beliefs: Beliefs, normals: Tensor, position: float, group: float, unit: float = 1.0) -> None:
+    def __init__(self, beliefs: Beliefs, normals: Tensor, rung: int, group: float, unit: float = 1.0) -> None:
         super().__init__(model=None)
-        self.beliefs, self.normals = beliefs, normals
-        self.position, self.group, self.unit = position, group, unit
+        self.beliefs, self.normals = beliefs, normals @ beliefs.shared.T
+        self.rung, self.group, self.unit = rung, group, unit
 
     def forward(self, X: Tensor) -> Tensor:
         """Return (B,) values of (B, 1, K) mixtures."""
@@ -146,36 +240,33 @@ class KnowledgeGradient(AcquisitionFunction):  # type: ignore[misc]
 
     def _gain(self, weights: Tensor, groups: Tensor) -> Tensor:
         encoded = self.beliefs.encoder.encode(weights)
-        means, steps = [], []
-        for index in range(len(self.beliefs.columns)):
-            mean, step = self._column(index, encoded, groups)
-            means.append(mean)
-            steps.append(step)
-        own_penalty = penalty_tensor(self.beliefs.penalty, weights)[:, None]
-        penalties = torch.cat([self.beliefs.penalties.expand(len(weights), -1), own_penalty], dim=-1)
+        parts = [self._column(index, encoded, groups) for index in range(len(self.beliefs.columns))]
+        means, steps = [mean for mean, _ in parts], [step for _, step in parts]
+        penalties = self.beliefs.penalties.expand(len(weights), -1)
+        if not self.beliefs.closed:
+            penalties = torch.cat([penalties, penalty_tensor(self.beliefs.penalty, weights)[:, None]], dim=-1)
         best = (reduce_tensor(self.beliefs.reduction, torch.stack(means, dim=-1)) + penalties).argmin(-1)
         moved = self._moved(means, steps) + penalties
         today = moved.gather(-1, best[None, :, None].expand(len(moved), -1, 1))[..., 0]
         return (today - moved.min(-1).values).mean(0)
 
     def _column(self, index: int, encoded: Encoded, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (B, M+1) means and steps of one column: the pool, then the action's mixture."""
+        """Return (B, M+1) means and steps of one column: the pool, then the action's mixture (unless closed)."""
         column, pool_half = self.beliefs.columns[index], self.beliefs.halves[index]
-        process, num = column.posterior, len(groups)
-        action, own = column.rows(encoded, self.position, groups), column.rows(encoded, TARGET)
-        # One call for all covariances: [train; pool] with [action; own], then the pairs.
-        everything = torch.cat([process.rows, self.beliefs.rows[index]])
-        covariance = process.kernel.forward(everything, torch.cat([action, own]))
-        to_train, to_pool = covariance[: len(process.rows)], covariance[len(process.rows) :]
-        pairs = process.kernel.forward(torch.cat([action, own]), torch.cat([action, action]), diag=True)
-        halves = torch.linalg.solve_triangular(process.factor, to_train, upper=False)
-        half, own_half = halves[:, :num], halves[:, num:]
-        variance = (pairs[:num] - half.square().sum(0)).clamp_min(1e-12) + process.noise
-        across = to_pool[:, :num].T - half.T @ pool_half
-        itself = pairs[num:] - (own_half * half).sum(0)
-        steps = torch.cat([across, itself[:, None]], dim=-1) * (column.units.scale / variance.sqrt())[:, None]
-        own_mean = column.mean_from(own, to_train[:, num:])
-        return torch.cat([self.beliefs.means[:, index].expand(num, -1), own_mean[:, None]], dim=-1), steps
+        process, kernel = column.posterior, column.posterior.kernel
+        action = column.rows(encoded, self.rung, groups)
+        half = process.half(action)
+        variance = (kernel.pairs(action, action) - half.square().sum(0)).clamp_min(1e-12) + kernel.noise(action)
+        unit = (column.deviation / variance.sqrt())[:, None]
+        steps = kernel.matrix(action, self.beliefs.rows[index]) - half.T @ pool_half
+        means = self.beliefs.means[:, index].expand(len(groups), -1)
+        if self.beliefs.closed:
+            return means, steps * unit
+        own = column.rows(encoded, column.target)
+        to_train = kernel.matrix(process.own, own)
+        itself = kernel.pairs(own, action) - (process.whiten(to_train) * half).sum(0)
+        means = torch.cat([means, column.mean_from(own, to_train)[:, None]], dim=-1)
+        return means, torch.cat([steps, itself[:, None]], dim=-1) * unit
 
     def _moved(self, means: list[Tensor], steps: list[Tensor]) -> Tensor:
         """Return (S, B, M+1) objectives of the moved means, without penalty."""

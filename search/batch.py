@@ -20,6 +20,7 @@ from mixopt.observation import History, Role, Status
 from .acquisition import Beliefs
 from .choice import Action, Market, Parent, same_mixture
 from .encoding import Evidence
+from .pool import Pool
 
 
 @dataclass(eq=False)
@@ -35,6 +36,8 @@ class Batch:
         parents: Trials that can be continued.
         number: Number of the next fresh trial.
         beliefs: Posterior with all pending runs believed; set by `open`.
+        listed: The only runs that can be bought and are left, or None.
+        dropped: Rungs that are not worth buying.
     """
 
     constraints: Constraints
@@ -45,6 +48,8 @@ class Batch:
     parents: list[Parent] = field(default_factory=list)
     number: int = 0
     beliefs: Beliefs | None = None
+    listed: Pool | None = None
+    dropped: frozenset[str] = frozenset()
 
     def affords(self, price: float) -> bool:
         """Whether what is left pays a charge."""
@@ -57,7 +62,7 @@ class Batch:
     def add(self, weights: Array, fidelity: str, price: float) -> None:
         """Add a fresh run before the surrogate is open: it is believed when it opens."""
         self.budget -= price
-        self.taken.append((weights, fidelity))
+        self._take(weights, fidelity)
         self.added.append((weights, fidelity))
 
     def open(self, beliefs: Beliefs, history: History, evidence: Evidence) -> None:
@@ -76,23 +81,30 @@ class Batch:
         """Return the affordable action with the largest gain per charge, or None."""
         assert self.beliefs is not None
         group = float(self.number)
-        market = Market(self.constraints, self.ladder, self.parents, self.taken, self.budget, group, seed)
+        market = Market(
+            self.constraints, self.ladder, self.parents, self.taken, self.budget, group, seed, self.listed, self.dropped
+        )
         return market.best(self.beliefs, normals)
 
     def buy(self, action: Action) -> None:
         """Pay for an action and believe it."""
         self.budget -= action.price
-        self.taken.append((action.weights, action.fidelity))
+        self._take(action.weights, action.fidelity)
         self.number += 1
         start = action.parent.fidelity if action.parent else None
         self._believe(action.weights, action.fidelity, start, action.group)
         self.parents = [p for p in self.parents if action.parent is None or p.trial != action.parent.trial]
 
+    def _take(self, weights: Array, fidelity: str) -> None:
+        self.taken.append((weights, fidelity))
+        if self.listed is not None:
+            self.listed = self.listed.without(weights, fidelity)
+
     def _believe(self, weights: Array, fidelity: str, start: str | None, group: float) -> None:
         assert self.beliefs is not None
-        positions = [self.ladder.position(rung.name) for rung in self.ladder.nested(fidelity, above=start)]
+        rungs = [self.ladder.index(rung.name) for rung in self.ladder.nested(fidelity, above=start)]
         with torch.no_grad():
-            self.beliefs = self.beliefs.believe(torch.tensor(np.array(weights)), positions, group)
+            self.beliefs = self.beliefs.believe(torch.tensor(np.array(weights)), rungs, group)
 
 
 def _parents(search: History, evidence: Evidence, constraints: Constraints) -> list[Parent]:

@@ -35,9 +35,10 @@ from .acquisition import NUM_NORMALS, Beliefs, antithetic_normals
 from .batch import Batch
 from .choice import Action
 from .encoding import Encoder, Evidence
-from .initial import Slot, affordable, initial_design
+from .initial import Slot, affordable, block_size, initial_design, listed_design
+from .pool import Pool
 from .posterior import best_mixture, make_pool, predict, regret_bound, scored
-from .surrogate import Surrogate
+from .surrogate import Fit, Surrogate
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,11 @@ class MultiFidelityOptimizer:
         objective: What is minimized.
         predictor: Prior mean such as the MDE, or None.
         seed: Root of all randomness.
-        initial: Number of search trials before the acquisition decides.
+        initial: Number of search trials before the acquisition decides; None: `block_size`.
         price: Objective units that one run of the top rung must be expected to gain.
         reference: Mixture of the KL penalty and center of the initial design, or None.
         kl_weight: Objective units per nat of KL(mixture || reference).
+        pool: The only runs that can be bought, or None: any feasible mixture at any rung.
     """
 
     constraints: Constraints
@@ -74,11 +76,13 @@ class MultiFidelityOptimizer:
     objective: Objective
     predictor: Predictor | None
     seed: int
-    initial: int
+    initial: int | None = None
     price: float = 0.0
     reference: Mixture | None = None
     kl_weight: float = 0.0
+    pool: Pool | None = None
     _memory: OrderedDict[str, _State] = field(default_factory=OrderedDict, init=False, repr=False)
+    _fits: OrderedDict[str, Fit] = field(default_factory=OrderedDict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kl_weight < 0 or (self.kl_weight > 0 and self.reference is None):
@@ -95,7 +99,8 @@ class MultiFidelityOptimizer:
         """Return up to `num` proposals; empty when nothing is affordable or worth its price."""
         search = history.of(Role.SEARCH)
         count = len(search.trials)
-        batch = Batch(self.constraints, self.ladder, budget=budget)
+        listed = None if self.pool is None else self.pool.take(self.pool.left(search))
+        batch = Batch(self.constraints, self.ladder, budget=budget, listed=listed)
         for trial in search.trials:
             if trial.status is not Status.DONE:
                 batch.taken.append((trial.mixture.over(self.constraints.domains).weights, trial.fidelity))
@@ -108,9 +113,11 @@ class MultiFidelityOptimizer:
     def recommend(self, history: History) -> Recommendation:
         """Return the minimum of the posterior mean of the objective at the target."""
         state = self._state(history)
-        mixture = simplex.clean(state.best, self.constraints)
+        mixture = self._mixture(state.best)
         target = self.ladder.target.name
-        believed = predict(state.surrogate, self.objective, mixture.weights[None], position=1.0, seed=self.seed)
+        believed = predict(
+            state.surrogate, self.objective, mixture.weights[None], rung=len(self.ladder) - 1, seed=self.seed
+        )
         names = [*self.objective.columns, "objective"]
         bound = regret_bound(state.beliefs, mixture.weights, seed=seeding.derive(self.seed, "regret"))
         support = self._support(history)
@@ -129,8 +136,8 @@ class MultiFidelityOptimizer:
         """Return means and standard deviations of all known columns and the objective."""
         state = self._state(history)
         weights = np.array([m.over(self.constraints.domains).weights for m in mixtures])
-        position = self.ladder.position(fidelity)
-        believed = predict(state.surrogate, self.objective, weights, position=position, seed=self.seed)
+        rung = self.ladder.index(fidelity)
+        believed = predict(state.surrogate, self.objective, weights, rung=rung, seed=self.seed)
         return Prediction(
             fidelity,
             {name: mean for name, (mean, _) in believed.items()},
@@ -140,8 +147,9 @@ class MultiFidelityOptimizer:
     def _begin(self, batch: Batch, slot: Slot) -> Proposal | None:
         """Turn a slot of the initial design into a proposal, if it is affordable and new."""
         rung = affordable(slot.fidelity, self.ladder, batch.budget)
-        mixture = simplex.clean(slot.weights, self.constraints)
-        if rung is None or batch.is_taken(mixture.weights, rung):
+        mixture = self._mixture(slot.weights)
+        gone = batch.is_taken(mixture.weights, rung) if batch.listed is None and rung else False
+        if rung is None or gone:
             logger.info("initial slot dropped fidelity=%s budget=%.3g", slot.fidelity, batch.budget)
             return None
         batch.add(mixture.weights, rung, self.ladder.price(rung))
@@ -166,7 +174,7 @@ class MultiFidelityOptimizer:
         return proposals
 
     def _proposal(self, action: Action, best: Array) -> Proposal:
-        mixture = Mixture.normalized(self.constraints.domains, action.weights)
+        mixture = self._mixture(action.weights)
         far = 0.5 * float(np.abs(action.weights - best).sum())
         what = (
             f"continues {action.parent.trial} to {action.fidelity}"
@@ -184,6 +192,12 @@ class MultiFidelityOptimizer:
             proposed_by=self.name if action.refined else f"{self.name}:pool",
         )
 
+    def _mixture(self, weights: Array) -> Mixture:
+        """Return weights as a mixture; those of a list to the last bit."""
+        if self.pool is not None:
+            return Mixture(self.constraints.domains, weights)
+        return simplex.clean(weights, self.constraints)
+
     def _state(self, history: History) -> _State:
         """Return fits and pool; remembered by the evidence that determines them."""
         evidence = Evidence.of(history, self.ladder, self.constraints.domains)
@@ -197,23 +211,45 @@ class MultiFidelityOptimizer:
         return replace(state, surrogate=state.surrogate.with_evidence(evidence))
 
     def _learn(self, evidence: Evidence) -> _State:
-        surrogate, penalty = Surrogate(self._encoder, evidence), self._penalty
+        surrogate = Surrogate(self._encoder, evidence, self.objective.columns, self._fits)
+        if self.pool is not None:
+            beliefs = self._beliefs(surrogate, self.pool.targets(self.ladder))
+            return _State(surrogate, beliefs, beliefs.pool[int(beliefs.objective().argmin())].numpy())
         anchors = np.stack([w for w in (self._optimum, self._center) if w is not None])
         pool = make_pool(self.constraints, anchors[:1], evidence.weights, self.seed)
-        starts = np.concatenate([anchors[:1], pool[np.argsort(scored(surrogate, self.objective, pool, penalty))[:2]]])
-        best = best_mixture(surrogate, self.objective, constraints=self.constraints, starts=starts, penalty=penalty)
+        ranked = np.argsort(scored(surrogate, self.objective, pool, self._penalty))
+        best = best_mixture(
+            surrogate,
+            self.objective,
+            constraints=self.constraints,
+            starts=np.concatenate([anchors[:1], pool[ranked[:2]]]),
+            penalty=self._penalty,
+        )
         pool = make_pool(self.constraints, np.stack([best, anchors[0]]), evidence.weights, self.seed)
-        columns = tuple(surrogate.column(name) for name in self.objective.columns)
-        points = torch.tensor(pool)
+        return _State(surrogate, self._beliefs(surrogate, pool), best)
+
+    def _beliefs(self, surrogate: Surrogate, pool: Array) -> Beliefs:
+        evidence, points = surrogate.evidence, torch.tensor(pool)
+        measured = {w.tobytes() for w in evidence.weights[evidence.rungs == len(self.ladder) - 1]}
         with torch.no_grad():
-            beliefs = Beliefs(
-                self._encoder, columns, Reduction.of(self.objective), penalty, points, self._encoder.encode(points)
+            return Beliefs(
+                self._encoder,
+                tuple(surrogate.column(name) for name in self.objective.columns),
+                Reduction.of(self.objective),
+                self._penalty,
+                points,
+                self._encoder.encode(points),
+                torch.tensor(surrogate.correlation(self.objective.columns)),
+                closed=self.pool is not None,
+                verified=tuple(i for i, w in enumerate(pool) if w.tobytes() in measured),
             )
-        return _State(surrogate, beliefs, best)
 
     def _design(self) -> list[Slot]:
+        size = block_size(len(self.constraints.domains), self.ladder) if self.initial is None else self.initial
+        if self.pool is not None:
+            return listed_design(size, pool=self.pool, ladder=self.ladder, seed=self.seed)
         return initial_design(
-            self.initial,
+            size,
             constraints=self.constraints,
             ladder=self.ladder,
             optimum=self._optimum,
@@ -238,7 +274,7 @@ class MultiFidelityOptimizer:
 
     @cached_property
     def _encoder(self) -> Encoder:
-        return Encoder.of(self.predictor, self.constraints, self.seed)
+        return Encoder.of(self.predictor, self.constraints, self.seed, self.pool)
 
     @cached_property
     def _optimum(self) -> Array | None:

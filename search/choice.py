@@ -4,8 +4,13 @@ Actions are fresh runs at any rung, over the whole polytope, and continuations o
 finished trials to higher rungs of their model shape; of both only mixtures that may
 still be the best one. Far from the optimum a run would teach most about the surrogate's
 own assumptions (a slope, say), which hold there least. All rungs are compared on the
-pool first; only the two most promising are refined by continuous optimization.
-Dividing the gain by the charge follows Snoek et al. 2012 (arXiv:1206.2944, Section 3.2).
+pool first; only the two most promising are refined by continuous optimization. Where a
+list of candidates is given, its rows are the actions and nothing else.
+
+The gain of a run is its knowledge gradient; at the target, its expected improvement on
+what is verified if that is larger. So cheap runs are bought as long as they make the
+next target run better by more per charge than that run itself is worth. Dividing the
+gain by the charge follows Snoek et al. 2012 (arXiv:1206.2944, Section 3.2).
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from mixopt.mixture import Array
 
 from . import simplex
 from .acquisition import Beliefs, KnowledgeGradient
+from .pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +102,8 @@ class Market:
         budget: Runs of the top rung.
         group: Number of a fresh trial.
         seed: For the continuous optimizer.
+        listed: The only runs that can be bought, or None.
+        dropped: Rungs that are not worth buying.
     """
 
     constraints: Constraints
@@ -105,9 +113,13 @@ class Market:
     budget: float
     group: float
     seed: int
+    listed: Pool | None = None
+    dropped: frozenset[str] = frozenset()
 
     def best(self, beliefs: Beliefs, normals: Tensor) -> Action | None:
         """Return the affordable action with the largest gain per charge, or None."""
+        if self.listed is not None:
+            return self._from_list(self.listed, beliefs, normals)
         pooled = sorted(self._fresh(beliefs, normals), key=lambda pair: -pair[0].rate)
         actions = [action for action, _ in pooled] + list(self._continued(beliefs, normals))
         bar = WORTH_REFINING * max((action.rate for action in actions), default=0.0)
@@ -115,6 +127,23 @@ class Market:
         actions = [self._refine(beliefs, normals, *pair) for pair in promising] + actions
         best = max(actions, key=lambda action: action.rate, default=None)
         return best if best is None or best.gain > _NEGLIGIBLE else self._check(actions)
+
+    def _from_list(self, pool: Pool, beliefs: Beliefs, normals: Tensor) -> Action | None:
+        """Return the best row of the list; where nothing is left to gain, the dearest run of the best mixture."""
+        able = [i for i, price in enumerate(pool.prices) if self.affords(price)]
+        useful = [i for i in able if pool.fidelities[i] not in self.dropped] or able
+        rungs, gains = np.array(pool.fidelities), np.zeros(len(pool))
+        for rung in dict.fromkeys(rungs[useful].tolist()):
+            rows = np.array([i for i in useful if rungs[i] == rung])
+            gains[rows] = self._gains(beliefs, normals, rung, torch.tensor(pool.weights[rows]))
+        if not useful:
+            return None
+        best = max(useful, key=lambda i: gains[i] / pool.prices[i])
+        if gains[best] <= _NEGLIGIBLE:
+            with torch.no_grad():
+                predicted = beliefs.predicted(torch.tensor(pool.weights)).numpy()
+            best = min(useful, key=lambda i: (-pool.prices[i], predicted[i]))
+        return Action(pool.weights[best], rungs[best], float(pool.prices[best]), float(gains[best]), self.group)
 
     def _check(self, actions: Sequence[Action]) -> Action:
         """Return the dearest fresh run there is: where nothing is left to gain, measure better what is best."""
@@ -131,7 +160,7 @@ class Market:
     def _fresh(self, beliefs: Beliefs, normals: Tensor) -> Iterable[tuple[Action, Array]]:
         """Yield per rung the best action of the pool, and (R, K) points to refine it from."""
         for rung in self.ladder:
-            if not self.affords(rung.cost):
+            if not self.affords(rung.cost) or rung.name in self.dropped:
                 continue
             gains = self._gains(beliefs, normals, rung.name)
             able = beliefs.may_be_best(beliefs.pool).numpy()
@@ -147,16 +176,18 @@ class Market:
 
     def _gains(self, beliefs: Beliefs, normals: Tensor, fidelity: str, weights: Tensor | None = None) -> Array:
         points = beliefs.pool if weights is None else weights
-        acquisition = KnowledgeGradient(beliefs, normals, self.ladder.position(fidelity), self.group)
+        acquisition = KnowledgeGradient(beliefs, normals, self.ladder.index(fidelity), self.group)
         with torch.no_grad():
             gains = acquisition.gain(points, torch.full((len(points),), self.group, dtype=torch.float64))
+            if fidelity == self.ladder.target.name:
+                gains = torch.maximum(gains, beliefs.improvement(points, normals))
         return np.asarray(gains.numpy(), dtype=np.float64)
 
     def _refine(self, beliefs: Beliefs, normals: Tensor, action: Action, starts: Array) -> Action:
         if action.gain <= _NEGLIGIBLE or not simplex.has_freedom(self.constraints):
             return action
-        position = self.ladder.position(action.fidelity)
-        acquisition = KnowledgeGradient(beliefs, normals, position, self.group, unit=action.gain)
+        rung = self.ladder.index(action.fidelity)
+        acquisition = KnowledgeGradient(beliefs, normals, rung, self.group, unit=action.gain)
         try:
             found = self._optimize(acquisition, starts)
         except (BotorchError, RuntimeError, ValueError) as error:
@@ -193,7 +224,7 @@ class Market:
             ]
             if not able:
                 continue
-            acquisition = KnowledgeGradient(beliefs, normals, self.ladder.position(rung.name), self.group)
+            acquisition = KnowledgeGradient(beliefs, normals, self.ladder.index(rung.name), self.group)
             groups = torch.tensor([p.group for p in able], dtype=torch.float64)
             with torch.no_grad():
                 gains = acquisition.gain(torch.tensor(np.array([p.weights for p in able])), groups)

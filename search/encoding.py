@@ -1,4 +1,4 @@
-"""What the surrogate sees: mixtures as scaled log weights and predicted losses, histories as rows.
+"""What the surrogate sees: mixtures as log and root weights and predicted losses, histories as rows.
 
 The predictor is NumPy; here it becomes a differentiable step. K domains, J columns the
 predictor knows, M mixtures, N observations. Nothing is fitted here.
@@ -23,10 +23,12 @@ from mixopt.observation import History, Role, Trial
 from mixopt.protocols import Predictor
 
 from . import simplex
+from .pool import Pool
 
 LOG_OFFSET = 0.001  # log(w + 0.001) ranked best of the input maps tried; 0.03 was worse (METHODS 2.4)
 NUM_SCALE_SAMPLES = 256
 LEAST_SCALE = 0.01  # nats per token: a narrower spread over the polytope is below seed noise (PROXIES 5)
+_LEAST_SPREAD = 1e-6  # of mixtures: below, they are all the same one
 
 
 class _Predict(torch.autograd.Function):
@@ -55,52 +57,84 @@ class Encoded:
     """Mixtures as the processes see them.
 
     Attributes:
-        inputs: (M, K) log weights, scaled to [0, 1].
+        inputs: (M, 2K) log and root weights; two typical mixtures are a distance of 1 apart.
+        linear: (M, K) weights, centered; of variance 1 in total.
         losses: (M, J) the predictor's losses, nats per token.
     """
 
     inputs: Tensor
+    linear: Tensor
     losses: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """Turns mixtures, rungs and trials into rows; knows the predictor and its spread.
+    """Turns mixtures, rungs and trials into rows; knows the predictor and all spreads.
 
     Attributes:
         predictor: Prior mean, or None.
         known: Columns the predictor knows, as `loss/<name>`.
-        centers: (J,) mean loss over feasible mixtures, nats per token.
-        scales: (J,) spread of the loss over feasible mixtures, nats per token.
+        centers: (J,) mean loss over typical mixtures, nats per token.
+        scales: (J,) spread of the loss over typical mixtures, nats per token.
+        mean: (K,) mean of typical mixtures.
+        unit: Root mean squared distance of two of them, after the input map.
+        width: Root of the total variance of their weights.
     """
 
     predictor: Predictor | None
     known: tuple[str, ...]
     centers: Array
     scales: Array
+    mean: Array
+    unit: float
+    width: float
 
     @classmethod
-    def of(cls, predictor: Predictor | None, constraints: Constraints, seed: int) -> Encoder:
-        """Measure the predictor's losses over a seeded sample of feasible mixtures."""
-        if predictor is None:
-            return cls(None, (), np.zeros(0), np.zeros(0))
-        if tuple(predictor.domains) != constraints.domains:
+    def of(cls, predictor: Predictor | None, constraints: Constraints, seed: int, pool: Pool | None = None) -> Encoder:
+        """Measure spreads over a pool, or over a seeded sample of feasible mixtures."""
+        if predictor is not None and tuple(predictor.domains) != constraints.domains:
             raise ConfigError(
                 f"the predictor must have the domains {', '.join(constraints.domains)} in this order, "
                 f"got {', '.join(predictor.domains)}; build both from the same study"
             )
-        points = simplex.sample(constraints, NUM_SCALE_SAMPLES, seeding.generator(seed, "surrogate", "scale"))
+        rng = seeding.generator(seed, "surrogate", "scale")
+        points = (
+            simplex.sample(constraints, NUM_SCALE_SAMPLES, rng) if pool is None else np.unique(pool.weights, axis=0)
+        )
+        mapped = _input_map(torch.tensor(points)).numpy()
+        spreads = {
+            "mean": points.mean(0),
+            "unit": max(_LEAST_SPREAD, float(np.sqrt(2 * mapped.var(0).sum()))),
+            "width": max(_LEAST_SPREAD, float(np.sqrt(points.var(0).sum()))),
+        }
+        if predictor is None:
+            return cls(None, (), np.zeros(0), np.zeros(0), **spreads)
         losses = predictor.predict(points)
         names = tuple(f"loss/{name}" for name in predictor.eval_sets)
-        return cls(predictor, names, losses.mean(0), np.maximum(losses.std(0), LEAST_SCALE))
+        return cls(predictor, names, losses.mean(0), np.maximum(losses.std(0), LEAST_SCALE), **spreads)
+
+    def index(self, name: str) -> int | None:
+        """Return a column's place among those the predictor knows, or None."""
+        return self.known.index(name) if name in self.known else None
 
     def encode(self, weights: Tensor) -> Encoded:
         """Encode (M, K) weights; differentiable."""
-        low, high = np.log(LOG_OFFSET), np.log(1 + LOG_OFFSET)
-        inputs = ((weights.clamp_min(0) + LOG_OFFSET).log() - low) / (high - low)
+        inputs = _input_map(weights) / self.unit
+        linear = (weights - torch.tensor(self.mean)) / self.width
         if self.predictor is None:
-            return Encoded(inputs, torch.zeros(len(weights), 0, dtype=torch.float64))
-        return Encoded(inputs, _Predict.apply(weights, self.predictor))  # type: ignore[no-untyped-call]
+            return Encoded(inputs, linear, torch.zeros(len(weights), 0, dtype=torch.float64))
+        return Encoded(inputs, linear, _Predict.apply(weights, self.predictor))  # type: ignore[no-untyped-call]
+
+
+def _input_map(weights: Tensor) -> Tensor:
+    """Return (M, 2K) log and root weights, both from 0 to 1.
+
+    Together they ranked unseen mixtures better than either alone (docs/log.md). The
+    slope of the root is bounded at 0 by a tiny offset.
+    """
+    low, high = np.log(LOG_OFFSET), np.log(1 + LOG_OFFSET)
+    positive = weights.clamp_min(0)
+    return torch.cat([((positive + LOG_OFFSET).log() - low) / (high - low), (positive + 1e-6).sqrt()], dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,21 +143,23 @@ class Evidence:
 
     Attributes:
         weights: (N, K).
-        positions: (N,) rung positions in [0, 1].
+        rungs: (N,) numbers of the rungs.
         groups: (N,) numbers of the trials' roots: a continuation shares its parent's.
         expert: (N,) whether the row is a data expert's.
         columns: Per row {column: value}.
         noise: Per row {column: known standard deviation}.
         roots: {trial id: number}, pending trials included.
+        positions: (R,) positions of the ladder's rungs in [0, 1], the target last.
     """
 
     weights: Array
-    positions: Array
+    rungs: Array
     groups: Array
     expert: Array
     columns: tuple[Mapping[str, float], ...]
     noise: tuple[Mapping[str, float], ...]
     roots: Mapping[str, int]
+    positions: Array
 
     @classmethod
     def of(cls, history: History, ladder: Ladder, domains: Sequence[str]) -> Evidence:
@@ -135,18 +171,22 @@ class Evidence:
         weights = [trials[obs.trial].mixture.over(domains).weights for obs in rows]
         return cls(
             np.array(weights, dtype=np.float64).reshape(-1, len(domains)),
-            np.array([ladder.position(obs.fidelity) for obs in rows]),
+            np.array([ladder.index(obs.fidelity) for obs in rows], dtype=int),
             np.array([float(roots[obs.trial]) for obs in rows]),
             np.array([trials[obs.trial].role is Role.EXPERT for obs in rows], dtype=bool),
             tuple(obs.columns() for obs in rows),
             tuple(dict(obs.noise or {}) for obs in rows),
             roots,
+            np.array([ladder.position(rung.name) for rung in ladder]),
         )
 
-    def plain(self) -> list[Any]:
-        """Return plain data that determines every fit."""
-        arrays = [self.weights.tolist(), self.positions.tolist(), self.groups.tolist(), self.expert.tolist()]
-        return [*arrays, list(self.columns), list(self.noise)]
+    def plain(self, chosen: Array | None = None, name: str | None = None) -> list[Any]:
+        """Return plain data that determines every fit; of some rows, or of one column's, if asked."""
+        rows = np.arange(len(self.rungs)) if chosen is None else chosen
+        arrays = [values[rows].tolist() for values in (self.weights, self.rungs, self.groups, self.expert)]
+        if name is None:
+            return [*arrays, [dict(self.columns[i]) for i in rows], [dict(self.noise[i]) for i in rows]]
+        return [*arrays, [self.columns[i][name] for i in rows], [self.noise[i].get(name, 0.0) for i in rows]]
 
     def select(self, name: str, *, experts: bool) -> Array:
         """Return indices of the rows that have a column; an expert's only if `experts`."""

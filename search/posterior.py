@@ -17,8 +17,8 @@ from mixopt.mixture import Array
 from mixopt.objective import Objective
 
 from . import simplex
-from .acquisition import TARGET, Beliefs
-from .convex import penalty_tensor, reduce_tensor
+from .acquisition import Beliefs
+from .convex import reduce_tensor
 from .surrogate import Surrogate
 
 NUM_SAMPLES = 512
@@ -31,7 +31,7 @@ _STRENGTHS = (20.0, 100.0)  # wide and narrow Dirichlet clouds
 
 
 def predict(
-    surrogate: Surrogate, objective: Objective, weights: Array, *, position: float, seed: int
+    surrogate: Surrogate, objective: Objective, weights: Array, *, rung: int, seed: int
 ) -> dict[str, tuple[Array, Array]]:
     """Return {column: (means, standard deviations)}, (M,) each, and `objective`.
 
@@ -39,7 +39,7 @@ def predict(
         surrogate: The posterior.
         objective: What is minimized; penalties are not part of it.
         weights: (M, K) mixtures.
-        position: Rung position in [0, 1].
+        rung: Number of the rung.
         seed: For the samples of a maximum.
     """
     believed = {}
@@ -47,20 +47,22 @@ def predict(
         encoded = surrogate.encoder.encode(torch.tensor(weights))
         for name in dict.fromkeys([*objective.columns, *surrogate.known_columns()]):
             column = surrogate.column(name)
-            rows = column.rows(encoded, position)
+            rows = column.rows(encoded, rung)
             believed[name] = (column.mean(rows).numpy(), column.std(rows).numpy())
-    believed["objective"] = _aggregate(objective, believed, seeding.generator(seed, "predict"))
+    shared = surrogate.correlation(objective.columns)
+    believed["objective"] = _aggregate(objective, believed, shared, seeding.generator(seed, "predict"))
     return believed
 
 
 def _aggregate(
-    objective: Objective, believed: dict[str, tuple[Array, Array]], rng: np.random.Generator
+    objective: Objective, believed: dict[str, tuple[Array, Array]], shared: Array, rng: np.random.Generator
 ) -> tuple[Array, Array]:
     means = np.stack([believed[name][0] for name in objective.columns], axis=-1)
     stds = np.stack([believed[name][1] for name in objective.columns], axis=-1)
     if objective.reduction == "sum":
-        return means @ objective.weights, np.sqrt(stds**2 @ objective.weights**2)
-    normals = rng.standard_normal((NUM_SAMPLES, 1, means.shape[-1]))
+        weighted = stds * objective.weights
+        return means @ objective.weights, np.sqrt(np.einsum("mj,jk,mk->m", weighted, shared, weighted))
+    normals = rng.multivariate_normal(np.zeros(means.shape[-1]), shared, size=(NUM_SAMPLES, 1))
     samples = Reduction.of(objective).value(means + stds * np.concatenate([normals, -normals]))
     return np.asarray(samples.mean(0)), np.asarray(samples.std(0))
 
@@ -75,7 +77,7 @@ def best_mixture(
     def columns(weights: Array) -> tuple[Array, Array]:
         point = torch.tensor(np.maximum(weights, 0))[None].requires_grad_(True)
         encoded = surrogate.encoder.encode(point)
-        values = torch.stack([column.mean(column.rows(encoded, TARGET))[0] for column in fitted])
+        values = torch.stack([column.mean(column.rows(encoded, column.target))[0] for column in fitted])
         if reduction.kind == "sum":  # one derivative instead of J
             values = reduce_tensor(reduction, values)[None]
         slopes = [torch.autograd.grad(value, point, retain_graph=True)[0][0] for value in values]
@@ -93,7 +95,7 @@ def scored(surrogate: Surrogate, objective: Objective, weights: Array, penalty: 
     with torch.no_grad():
         encoded = surrogate.encoder.encode(torch.tensor(weights))
         fitted = [surrogate.column(name) for name in objective.columns]
-        means = torch.stack([column.mean(column.rows(encoded, TARGET)) for column in fitted], dim=-1)
+        means = torch.stack([column.mean(column.rows(encoded, column.target)) for column in fitted], dim=-1)
     return reduction.value(means.numpy()) + penalty.value(weights)
 
 
@@ -126,17 +128,11 @@ def regret_bound(beliefs: Beliefs, weights: Array, *, seed: int) -> float:
 
     Args:
         beliefs: Posterior and pool.
-        weights: (K,) the recommended mixture.
+        weights: (K,) the recommended mixture; the pool has it, or one that differs by rounding.
         seed: For the samples.
     """
-    points = torch.cat([torch.tensor(weights)[None], beliefs.pool])
-    generator = torch.Generator().manual_seed(seed % 2**31)
+    own = int((beliefs.pool - torch.tensor(weights)).abs().sum(-1).argmin())
     with torch.no_grad():
-        encoded = beliefs.encoder.encode(points)
-        draws = []
-        for column in beliefs.columns:
-            normals = torch.randn(NUM_SAMPLES, len(points), dtype=torch.float64, generator=generator)
-            draws.append(column.samples(column.rows(encoded, TARGET), normals))
-        values = reduce_tensor(beliefs.reduction, torch.stack(draws, dim=-1)) + penalty_tensor(beliefs.penalty, points)
-        regrets = (values[:, 0] - values.min(-1).values).clamp_min(0)
+        values = beliefs.samples(NUM_SAMPLES, seed % 2**31)
+    regrets = (values[:, own] - values.min(-1).values).clamp_min(0)
     return float(torch.quantile(regrets, REGRET_LEVEL))

@@ -7,30 +7,42 @@ predictor's ranking is right while its level is not (PROXIES 5 and 6), hence
     y(w, f) = m(w) + shift(f) + slope * (m(w) - mean m) + residual(w, f) + trial + noise
 
 in units of the column's scale: the spread of m over feasible mixtures. Without a
-predictor m = 0 and the scale is the spread of y. Rungs correlate as exp(-|z - z'| / l),
-so a rung that misleads is discounted but a negative correlation cannot be expressed.
+predictor m = 0 and the scale is the spread of y within rungs. What a cheap rung knows
+of the target is learned over all columns of the objective together (`links.py`).
 
-M mixtures, N observations. Values are nats per token (or accuracies); scaled units
-stay inside `Column`.
+Hyperparameters are fitted to the first rows of a history, up to fixed sizes, and every
+row conditions the process: answers stay a function of the ordered history, and a fit is
+done once per size. M mixtures, N observations, R rungs. Values are in column units
+(nats per token, or accuracies); scaled units stay inside `Column`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mixopt.identity import fingerprint
 from mixopt.mixture import Array
 
-from . import gp
+from . import gp, links
 from .encoding import Encoded, Encoder, Evidence
 
 DEFAULT_SCALE = 0.2  # spread of a loss over Dirichlet mixtures, 0.1 to 0.5 nats per token (PROXIES 5)
 RESIDUAL_WITH_PREDICTOR = 0.25  # what mean-shifted MDE leaves: 0.08 of 0.2 to 0.4 nats per token (PROXIES 5)
 RESIDUAL_ALONE = 1.0
+REFIT_ALWAYS = 8  # rows up to which every new one refits
+REFIT_GROWTH = 1.2
+# A process fitted to rows is too sure of others; on held-out published runs 90% intervals covered 83-88% (docs/log.md).
+UNDERSTATED = 1.15
+SURE_OF_SPREAD = 10.0  # rows that the processes' own standard deviations count for
+SHARED_ERROR, SURE_OF_SHARED = 0.3, 10.0  # correlation of columns' errors before there are rows, and its weight in rows
+MOST_TO_FIT = 256  # rows a fit looks at; all rows condition
+_REMEMBERED = 256
 
 
 @dataclass(frozen=True)
@@ -41,19 +53,19 @@ class Units:
         index: Place among the predictor's columns, or None if it does not know this one.
         center: Mean of the predictor over feasible mixtures, or 0; column units.
         scale: Unit of the process, column units.
-        offset: Level of the values less the prior mean, in scales.
+        offsets: (R,) level per rung of the values less the prior mean, in scales.
     """
 
     index: int | None
     center: float
     scale: float
-    offset: float = 0.0
+    offsets: Tensor
 
-    def rows(self, encoded: Encoded, positions: Tensor | float, groups: Tensor | float = gp.NO_TRIAL) -> Tensor:
-        """Return (M, K+3) rows at rung positions (M,) for trial numbers (M,)."""
+    def rows(self, encoded: Encoded, rungs: Tensor | int, groups: Tensor | float = gp.NO_TRIAL) -> Tensor:
+        """Return (M, 3K+3) rows at rungs numbered (M,) for trial numbers (M,)."""
         num = len(encoded.inputs)
-        columns = [self.prior(encoded), _full(positions, num), _full(groups, num)]
-        return torch.cat([encoded.inputs, torch.stack(columns, dim=-1)], dim=-1)
+        columns = [self.prior(encoded), _full(rungs, num), _full(groups, num)]
+        return torch.cat([encoded.inputs, encoded.linear, torch.stack(columns, dim=-1)], dim=-1)
 
     def prior(self, encoded: Encoded) -> Tensor:
         """Return (M,) centered and scaled predictions of the predictor, 0 without one."""
@@ -70,41 +82,71 @@ class Column:
         name: Such as `loss/code`.
         units: Relation to the process's units.
         posterior: The process, in scales.
+        spread: Factor on its standard deviations, from residuals that were left out.
     """
 
     name: str
     units: Units
     posterior: gp.Posterior
+    spread: float = 1.0
 
     @property
-    def rows(self) -> Callable[..., Tensor]:
-        """Encode mixtures, positions and trial numbers as this column's rows."""
-        return self.units.rows
+    def deviation(self) -> float:
+        """Column units per unit of the process's standard deviation."""
+        return self.units.scale * self.spread
 
-    def mean(self, rows: Tensor) -> Tensor:
+    @property
+    def target(self) -> int:
+        """Number of the target rung."""
+        return self.posterior.kernel.layout.num_rungs - 1
+
+    def rows(self, encoded: Encoded, rungs: Tensor | int, groups: Tensor | float = gp.NO_TRIAL) -> gp.Prepared:
+        """Encode mixtures, rung numbers and trial numbers as this column's process uses them."""
+        return self.posterior.kernel.prepare(self.units.rows(encoded, rungs, groups))
+
+    def mean(self, rows: gp.Prepared) -> Tensor:
         """Return (M,) posterior means, column units."""
-        return self.mean_from(rows, self.posterior.kernel.forward(self.posterior.rows, rows))
+        return self.mean_from(rows, self.posterior.kernel.matrix(self.posterior.own, rows))
 
-    def mean_from(self, rows: Tensor, covariance: Tensor) -> Tensor:
+    def mean_from(self, rows: gp.Prepared, covariance: Tensor) -> Tensor:
         """Return `mean` given the (N, M) covariance of the observations with the rows."""
-        return self.units.center + self.units.scale * (
-            rows[:, -3] + self.units.offset + covariance.T @ self.posterior.dual
-        )
+        level = rows.rung @ self.units.offsets
+        return self.units.center + self.units.scale * (rows.loss + level + covariance.T @ self.posterior.dual)
 
-    def std(self, rows: Tensor) -> Tensor:
+    def std(self, rows: gp.Prepared) -> Tensor:
         """Return (M,) posterior standard deviations of the seed average, column units."""
-        return self.units.scale * self.posterior.variance(rows).sqrt()
+        return self.deviation * self.posterior.variance(rows).sqrt()
 
-    def samples(self, rows: Tensor, normals: Tensor) -> Tensor:
-        """Return (S, M) joint posterior samples made of (S, M) standard normals, column units."""
-        covariance = self.posterior.covariance(rows)
-        jitter = 1e-8 + 1e-6 * covariance.diagonal().mean()
-        factor: Tensor = torch.linalg.cholesky(covariance + jitter * torch.eye(len(rows), dtype=rows.dtype))
-        return self.mean(rows) + self.units.scale * normals @ factor.T
+    def covariance(self, rows: gp.Prepared) -> Tensor:
+        """Return the (M, M) posterior covariance of the seed average, squared column units."""
+        return self.deviation**2 * self.posterior.covariance(rows)
 
-    def believe(self, rows: Tensor) -> Column:
-        """Condition on rows that are being observed, at their posterior means."""
-        return replace(self, posterior=self.posterior.believe(rows))
+    def believe(self, encoded: Encoded, rungs: Tensor, group: float) -> Column:
+        """Condition on runs that are being observed, at their posterior means."""
+        return replace(self, posterior=self.posterior.believe(self.units.rows(encoded, rungs, group)))
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Hyperparameters of one column, and the unit they are in.
+
+    Attributes:
+        scale: Unit of the process, column units.
+        kernel: Hyperparameters; links as the column alone suggests.
+        evidences: Per rung but the target, (G,) log evidences of its links.
+        left_out: {row: standardized residual of its value given all others}.
+    """
+
+    scale: float
+    kernel: gp.Kernel
+    evidences: tuple[Array, ...]
+    left_out: Mapping[int, float]
+
+    @property
+    def spread(self) -> float:
+        """Factor on standard deviations that the left-out residuals suggest."""
+        total = sum(z**2 for z in self.left_out.values())
+        return UNDERSTATED * max(1.0, float(np.sqrt((total + SURE_OF_SPREAD) / (len(self.left_out) + SURE_OF_SPREAD))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,22 +156,28 @@ class Surrogate:
     Attributes:
         encoder: From mixtures to rows.
         evidence: The rows to learn from.
+        pooled: Columns whose links are learned together: the objective's.
+        memory: Fits of earlier histories, by all that determines them.
     """
 
     encoder: Encoder
     evidence: Evidence
-    _fitted: dict[str, Column] = field(default_factory=dict, init=False, repr=False)
+    pooled: tuple[str, ...] = ()
+    memory: OrderedDict[str, Fit] = field(default_factory=OrderedDict, repr=False)
+    _columns: dict[str, Column] = field(default_factory=dict, init=False, repr=False)
+    _links: list[tuple[Array, links.Link]] = field(default_factory=list, init=False, repr=False)
 
     def column(self, name: str) -> Column:
         """Return a column's posterior; known to predictor or history or not."""
-        if name not in self._fitted:
-            self._fitted[name] = self._fit(name)
-        return self._fitted[name]
+        if name not in self._columns:
+            self._columns[name] = self._learn(name)
+        return self._columns[name]
 
     def with_evidence(self, evidence: Evidence) -> Surrogate:
         """Return the same fits for evidence with equal rows and other pending trials."""
-        same = Surrogate(self.encoder, evidence)
-        same._fitted.update(self._fitted)
+        same = Surrogate(self.encoder, evidence, self.pooled, self.memory)
+        same._columns.update(self._columns)
+        same._links.extend(self._links)
         return same
 
     def known_columns(self) -> tuple[str, ...]:
@@ -137,33 +185,146 @@ class Surrogate:
         observed = dict.fromkeys(name for row in self.evidence.columns for name in row)
         return tuple(dict.fromkeys([*self.encoder.known, *observed]))
 
-    def _fit(self, name: str) -> Column:
-        index = self.encoder.known.index(name) if name in self.encoder.known else None
-        # The predictor is exact at the experts by construction: they would teach it nothing but trust.
-        chosen = self.evidence.select(name, experts=index is None)
+    def links(self) -> tuple[links.Link, ...]:
+        """Return what is believed of each rung's link to the target, the target left out."""
+        return tuple(link for _, link in self._pooled_links())
+
+    def correlation(self, names: Sequence[str]) -> Array:
+        """Return the (J, J) correlation of the columns' errors, from residuals that were left out.
+
+        What a run is unlike its neighbors shows in several columns at once, so that errors
+        of a sum of columns do not cancel as independent ones would.
+        """
+        fits = [self._fit(name).left_out for name in names]
+        common = sorted(set.intersection(*(set(fit) for fit in fits)))
+        prior = SHARED_ERROR + (1 - SHARED_ERROR) * np.eye(len(names))
+        if len(common) < 3:
+            return np.asarray(prior)
+        residuals = np.array([[fit[row] for row in common] for fit in fits])
+        second = residuals @ residuals.T
+        own = np.sqrt(np.maximum(second.diagonal(), 1e-12))
+        weight = len(common) / (len(common) + SURE_OF_SHARED)
+        return np.asarray(weight * second / np.outer(own, own) + (1 - weight) * prior)
+
+    def _pooled_links(self) -> list[tuple[Array, links.Link]]:
+        """Return per rung the links of the pooled columns and of a typical one; computed once."""
+        if not self._links and self.pooled:
+            fits = [self._fit(name) for name in self.pooled]
+            for rung in range(len(self.evidence.positions) - 1):
+                self._links.append(links.pool([fit.evidences[rung] for fit in fits]))
+        return self._links
+
+    def _own_links(self, name: str) -> Tensor:
+        if name in self.pooled:
+            return torch.tensor([means[self.pooled.index(name)] for means, _ in self._pooled_links()])
+        fits = [self._fit(other) for other in (*self.pooled, name)]
+        rungs = range(len(self.evidence.positions) - 1)
+        return torch.tensor([links.pool([fit.evidences[rung] for fit in fits])[0][-1] for rung in rungs])
+
+    def _learn(self, name: str) -> Column:
+        """Condition a column on all its rows, with the hyperparameters of its fit."""
+        fit = self._fit(name)
+        units, rows, values, known = self._data(self._rows_of(name, self.evidence), name, fit.scale)
+        kernel = fit.kernel
+        if len(self.evidence.positions) > 1:
+            kernel = kernel.with_links(self._own_links(name))
+        return Column(name, units, gp.Posterior(kernel, rows, values, known), fit.spread)
+
+    def _fit(self, name: str) -> Fit:
+        """Return hyperparameters from the first rows of the history; remembered."""
+        evidence = self.evidence
+        chosen = self._rows_of(name, evidence)
+        chosen = chosen[: refit_size(evidence.rungs[chosen], len(self.evidence.positions) - 1)]
+        key = fingerprint([name, evidence.positions.tolist(), evidence.plain(chosen, name)])
+        if key not in self.memory:
+            self.memory[key] = self._fit_to(thinned(evidence.rungs, chosen), name)
+            while len(self.memory) > _REMEMBERED:
+                self.memory.popitem(last=False)
+        return self.memory[key]
+
+    def _fit_to(self, chosen: Array, name: str) -> Fit:
+        index = self.encoder.index(name)
         values = np.array([self.evidence.columns[i][name] for i in chosen])
-        known = np.array([self.evidence.noise[i].get(name, 0.0) for i in chosen])
-        positions = self.evidence.positions[chosen]
-        units = Units(None, 0.0, _own_scale(values, positions))
+        scale = _own_scale(values, self.evidence.rungs[chosen])
         if index is not None:
-            units = Units(index, float(self.encoder.centers[index]), float(self.encoder.scales[index]))
-        encoded = self.encoder.encode(torch.tensor(self.evidence.weights[chosen]))
-        rows = units.rows(encoded, torch.tensor(positions), torch.tensor(self.evidence.groups[chosen]))
-        residuals = (torch.tensor(values) - units.center) / units.scale - rows[:, -3]
-        if len(chosen):
-            units = replace(units, offset=float(residuals[positions == positions.max()].mean()))
-        mode = RESIDUAL_ALONE if index is None else RESIDUAL_WITH_PREDICTOR
-        noise = torch.tensor((known / units.scale) ** 2)
-        return Column(name, units, gp.fit(rows, residuals - units.offset, noise, residual_mode=mode))
+            scale = float(self.encoder.scales[index])
+        layout = gp.Layout(
+            len(self.encoder.mean),
+            torch.tensor(self.evidence.positions),
+            RESIDUAL_ALONE if index is None else RESIDUAL_WITH_PREDICTOR,
+        )
+        _, rows, residuals, known = self._data(chosen, name, scale)
+        kernel = gp.fit(rows, residuals, known, layout)
+        posterior = gp.Posterior(kernel, rows, residuals, known)
+        evidences = tuple(links.measure(posterior, rung) for rung in range(len(self.evidence.positions) - 1))
+        return Fit(scale, kernel, evidences, dict(zip(chosen.tolist(), posterior.left_out().tolist(), strict=True)))
+
+    def _rows_of(self, name: str, evidence: Evidence) -> Array:
+        # The predictor is exact at the experts by construction: they would teach it nothing but trust.
+        return evidence.select(name, experts=self.encoder.index(name) is None)
+
+    def _data(self, chosen: Array, name: str, scale: float) -> tuple[Units, Tensor, Tensor, Tensor]:
+        """Return units, and encoded rows, values less the prior mean and known noise variances in them."""
+        evidence, index, rungs = self.evidence, self.encoder.index(name), self.evidence.rungs[chosen]
+        values = np.array([evidence.columns[i][name] for i in chosen])
+        known = np.array([evidence.noise[i].get(name, 0.0) for i in chosen])
+        center = 0.0 if index is None else float(self.encoder.centers[index])
+        units = Units(index, center, scale, torch.zeros(len(self.evidence.positions), dtype=torch.float64))
+        encoded = self.encoder.encode(torch.tensor(evidence.weights[chosen]))
+        rows = units.rows(encoded, torch.tensor(rungs), torch.tensor(evidence.groups[chosen]))
+        residuals = (torch.tensor(values) - center) / scale - rows[:, -3]
+        units = replace(units, offsets=_levels(residuals, rungs, len(self.evidence.positions)))
+        return units, rows, residuals - units.offsets[torch.tensor(rungs)], torch.tensor((known / scale) ** 2)
+
+
+def refit_size(rungs: Array, target: int) -> int:
+    """Return how many of the (N,) rows, in order, the hyperparameters are fitted to.
+
+    A fit is due for each of the first rows, then whenever rows, or target rows, have
+    grown by a fifth since the last one.
+    """
+    last = last_targets = targets = 0
+    for size, rung in enumerate(rungs, start=1):
+        targets += int(rung == target)
+        grown = size >= REFIT_GROWTH * last or (targets > last_targets and targets >= REFIT_GROWTH * last_targets)
+        if size <= REFIT_ALWAYS or grown:
+            last, last_targets = size, targets
+    return last
+
+
+def thinned(rungs: Array, chosen: Array) -> Array:
+    """Return at most 256 of the chosen rows: evenly spaced ones of each rung, dear rungs first."""
+    if len(chosen) <= MOST_TO_FIT:
+        return chosen
+    left, kept = MOST_TO_FIT, []
+    present = sorted(set(rungs[chosen].tolist()), reverse=True)
+    for place, rung in enumerate(present):
+        own = chosen[rungs[chosen] == rung]
+        share = left if place == len(present) - 1 else max(left // 2, left // (len(present) - place))
+        picked = own[np.unique(np.linspace(0, len(own) - 1, min(share, len(own))).round().astype(int))]
+        kept.append(picked)
+        left -= len(picked)
+    return np.sort(np.concatenate(kept))
+
+
+def _levels(residuals: Tensor, rungs: Array, num: int) -> Tensor:
+    """Return (R,) mean residuals per rung; a rung without rows has that of the next dearer, else of the dearest."""
+    where, levels = torch.tensor(rungs), torch.zeros(num, dtype=torch.float64)
+    known = sorted(set(rungs.tolist()))
+    for rung in range(num):
+        source = next((r for r in known if r >= rung), known[-1] if known else None)
+        if source is not None:
+            levels[rung] = residuals[where == source].mean()
+    return levels
 
 
 def _full(value: Tensor | float, num: int) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64).expand(num)
 
 
-def _own_scale(values: Array, positions: Array) -> float:
+def _own_scale(values: Array, rungs: Array) -> float:
     """Return the pooled spread of values within rungs, or the default for too few of them."""
-    deviations = [values[positions == z] - values[positions == z].mean() for z in np.unique(positions)]
+    deviations = [values[rungs == r] - values[rungs == r].mean() for r in np.unique(rungs)]
     freedom = len(values) - len(deviations)
     if freedom < 2:
         return DEFAULT_SCALE

@@ -9,7 +9,10 @@ from mixopt.experiments import cli
 from tests.e2e.command_line import mixopt, write_text
 from tests.unit.experiments.finished_study import BEST, HEADER, NAMES, finished_study, started_study
 
-VERBS = ("init", "check", "run", "status", "predict", "report", "dashboard", "sync", "doctor")
+VERBS = (
+    "init", "check", "run", "status", "predict", "suggest", "tell", "replay", "convert", "report", "dashboard", "sync",
+    "doctor",
+)  # fmt: skip
 LADDER = [{"name": rung.name, "tokens": rung.num_tokens} for rung in HEADER.ladder]
 
 

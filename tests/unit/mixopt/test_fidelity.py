@@ -59,8 +59,19 @@ def test_positions_run_from_zero_to_one_in_order():
 def test_costs_must_rise():
     with pytest.raises(ConfigError, match="more expensive from first to last"):
         Ladder.from_flops([RUNGS[3], RUNGS[0]], 0.1)
-    with pytest.raises(ConfigError, match="more expensive"):
-        Ladder((Fidelity("a", "m", 1, 1, 1.0, 0.5), Fidelity("b", "m", 1, 2, 2.0, 0.5)))
+
+
+@pytest.mark.parametrize("cost", [0.0, -1.0, float("nan")])
+def test_a_rung_that_costs_nothing_is_refused(cost):
+    with pytest.raises(ConfigError, match="positive and finite, that of b is not"):
+        Ladder((Fidelity("a", "m", 1, 1, 1.0, 0.5), Fidelity("b", "m", 1, 2, 2.0, cost)))
+
+
+def test_a_ladder_of_finished_runs_may_have_rungs_of_one_price_and_nothing_nests():
+    rungs = Ladder((Fidelity("a", "a", 0, 0, 0.0, 1.0), Fidelity("b", "b", 0, 0, 0.0, 1.0)))
+    assert [rungs.position(name) for name in "ab"] == [1.0, 1.0]
+    assert [rung.name for rung in rungs.nested("b")] == ["b"]
+    assert rungs.index("b") == 1
 
 
 def test_names_are_unique_and_there_is_at_least_one():

@@ -38,13 +38,19 @@ def beliefs(kind="sum", kl_weight=0.0, num=6):
         encoded = encoder.encode(pool)
     columns = tuple(surrogate.column(f"loss/e{j}") for j in range(2))
     return Beliefs(
-        encoder, columns, Reduction(np.array([0.5, 0.5]), kind), KLPenalty(np.full(4, 0.25), kl_weight), pool, encoded
+        encoder,
+        columns,
+        Reduction(np.array([0.5, 0.5]), kind),
+        KLPenalty(np.full(4, 0.25), kl_weight),
+        pool,
+        encoded,
+        torch.eye(2, dtype=torch.float64),
     )
 
 
-def gains(state, weights, position=1.0, group=FRESH):
+def gains(state, weights, rung=1, group=FRESH):
     with torch.no_grad():
-        return KnowledgeGradient(state, NORMALS, position, group).gain(
+        return KnowledgeGradient(state, NORMALS, rung, group).gain(
             weights, torch.full((len(weights),), group, dtype=torch.float64)
         )
 
@@ -59,7 +65,7 @@ def test_the_value_is_never_negative(kind, kl_weight):
 @pytest.mark.parametrize("kind", ["sum", "max"])
 def test_the_gradient_matches_finite_differences(kind):
     state = beliefs(kind)
-    acquisition = KnowledgeGradient(state, NORMALS, 1.0, FRESH)
+    acquisition = KnowledgeGradient(state, NORMALS, 1, FRESH)
     weights = torch.tensor([[[0.2, 0.3, 0.4, 0.1]]], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(acquisition(weights).sum(), weights)
     direction = torch.tensor([1.0, -1.0, 0.5, -0.5], dtype=torch.float64)
@@ -78,18 +84,18 @@ def test_a_run_that_is_believed_is_worth_less_afterwards():
     candidates = points(40, 2)
     before = gains(state, candidates)
     best = candidates[before.argmax()]
-    after = gains(state.believe(best, [1.0], 500.0), best[None])
+    after = gains(state.believe(best, [1], 500.0), best[None])
     assert float(after[0]) < 0.7 * float(before.max())
 
 
 def test_believing_a_run_moves_no_mean():
     state = beliefs()
-    assert torch.allclose(state.means, state.believe(points(1, 5)[0], [0.0, 1.0], 500.0).means, atol=1e-6)
+    assert torch.allclose(state.means, state.believe(points(1, 5)[0], [0, 1], 500.0).means, atol=1e-6)
 
 
 def test_the_target_rung_is_worth_more_than_a_cheap_one():
     state, candidates = beliefs(), points(40, 2)
-    assert float(gains(state, candidates, 1.0).max()) > float(gains(state, candidates, 0.0).max())
+    assert float(gains(state, candidates, 1).max()) > float(gains(state, candidates, 0).max())
 
 
 def test_less_is_left_to_gain_with_more_observations():
@@ -105,9 +111,11 @@ def test_the_value_of_a_sum_is_the_expected_drop_of_the_minimum():
     moved = torch.zeros(20_000, len(state.pool), dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     for index, column in enumerate(state.columns):
-        rows = torch.cat([column.rows(encoded, 1.0, FRESH), state.rows[index]])
+        kernel = column.posterior.kernel
+        own, others = (column.units.rows(e, 1, group) for e, group in ((encoded, FRESH), (state.encoded, -1.0)))
+        rows = kernel.prepare(torch.cat([own, others]))
         covariance = column.posterior.covariance(rows)
-        step = column.units.scale * covariance[0, 1:] / (covariance[0, 0] + column.posterior.noise).sqrt()
+        step = column.deviation * covariance[0, 1:] / (covariance[0, 0] + kernel.noise(rows)[0]).sqrt()
         moved += 0.5 * (state.means[:, index] + torch.randn(20_000, 1, dtype=torch.float64, generator=generator) * step)
     expected = float(state.objective().min() - moved.min(-1).values.mean())
     assert float(gains(state, action)[0]) == pytest.approx(expected, rel=0.15)  # 128 quasi-random normals

@@ -71,11 +71,10 @@ def test_another_model_shape_gets_a_run_at_its_top():
     assert "s2" in [p.fidelity for p in design]
 
 
-def test_without_a_predictor_the_first_trial_is_the_center():
-    assert (
-        mfbo(predictor=None).propose(History(), 1, budget=2.0)[0].mixture.distance(Mixture.uniform(PROBLEM.domains))
-        < 1e-9
-    )
+def test_without_a_predictor_the_design_is_a_block_at_the_cheapest_rung():
+    design = mfbo(predictor=None, initial=None).propose(History(), 4, budget=2.0)
+    assert {p.fidelity for p in design} == {"low"}
+    assert len({p.mixture for p in design}) == 4
 
 
 def test_a_small_budget_moves_the_design_to_cheaper_rungs():

@@ -35,10 +35,10 @@ def learned(history, predictor=None, constraints=SIMPLEX):
     return Surrogate(Encoder.of(predictor, constraints, 0), Evidence.of(history, LADDER, PROBLEM.domains))
 
 
-def asked(surrogate, name, weights, position=1.0):
+def asked(surrogate, name, weights, rung=-1):
     column = surrogate.column(name)
     with torch.no_grad():
-        rows = column.rows(surrogate.encoder.encode(torch.tensor(weights)), position)
+        rows = column.rows(surrogate.encoder.encode(torch.tensor(weights)), rung % 2)
         return column.mean(rows).numpy(), column.std(rows).numpy()
 
 
@@ -172,7 +172,7 @@ def test_the_posterior_mean_is_differentiable_through_predictor_and_kernel(with_
 
     def mean(step):
         weights = torch.full((1, 4), 0.25, dtype=torch.float64) + step * direction
-        return column.mean(column.rows(surrogate.encoder.encode(weights), 1.0)).sum()
+        return column.mean(column.rows(surrogate.encoder.encode(weights), 1)).sum()
 
     step = torch.zeros((), dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(mean(step), step)
