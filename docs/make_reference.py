@@ -3,12 +3,13 @@
 python docs/make_reference.py > docs/reference.md
 
 Fields come from the pydantic models, verbs from the signatures behind the command line,
-records from the docstrings of the dataclasses. Nothing is described here a second time.
+records and names from docstrings. Nothing is described here a second time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import re
 import textwrap
@@ -40,6 +41,18 @@ RECORDS = (
     mixopt.Recommendation,
     mixopt.Contender,
 )
+# What scripts use besides `import mixopt`, by module.
+MODULES = {
+    "mixopt.runs": ("RunsTable", "read_runs", "read_mixtures", "write_runs", "concat"),
+    "mixopt.layouts": ("read_regmix", "read_olmix", "write_regmix", "write_olmix"),
+    "mixopt.experiments.from_runs": ("predict_from_runs", "RunsPrediction"),
+    "mixopt.experiments.external": ("ExternalStudy", "Suggestion"),
+    "mixopt.search.replay": ("Case", "replay", "play", "Replay", "Decision", "score", "Score"),
+    "mixopt.experiments.benchmarks": (
+        "Benchmark", "ReplayJob", "run_all", "Result", "summarize", "pooled", "paired", "Paired",
+    ),
+    "mixopt.search.hard": ("HardCase", "hard_case", "twisted"),
+}  # fmt: skip
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
 _BOUNDS = {
     annotated_types.Ge: ("ge", "at least"),
@@ -52,7 +65,10 @@ _BOUNDS = {
 def reference() -> str:
     """Return the whole page."""
     text = FRAME.read_text(encoding="utf-8")
-    parts = {"fields": fields, "verbs": verbs, "events": events, "records": records, "names": names}
+    parts = {
+        "fields": fields, "external": external, "verbs": verbs, "events": events, "records": records,
+        "names": names, "modules": modules,
+    }  # fmt: skip
     for name, make in parts.items():
         text = text.replace(f"<!-- {name} -->", make())
     return text
@@ -63,7 +79,17 @@ def reference() -> str:
 
 def fields() -> str:
     """Return one table per section of the study file."""
-    return "\n\n".join(_section(path, model) for path, model in sections(config.StudyConfig))
+    return "\n\n".join(
+        _section(f"`{path}`" if path else "Top level", path, model) for path, model in sections(config.StudyConfig)
+    )
+
+
+def external() -> str:
+    """Return the tables of an external study that other studies do not have."""
+    found = [(path, model) for path, model in sections(config.ExternalConfig) if model.__name__.startswith("External")]
+    return "\n\n".join(
+        _section(f"External: `{path}`" if path else "External: top level", path, model) for path, model in found
+    )
 
 
 def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -84,18 +110,17 @@ def _models_in(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
             yield model, suffix + deeper
 
 
-def _section(path: str, model: type[BaseModel]) -> str:
-    title = f"### `{path}`" if path else "### Top level"
+def _section(title: str, path: str, model: type[BaseModel]) -> str:
     rows = [
         (f"`{path}.{name}`" if path else f"`{name}`", _type(field), _default(field), _description(field))
         for name, field in model.model_fields.items()
     ]
-    return f"{title}\n\n{inspect.getdoc(model)}\n\n" + _table(("field", "type", "default", "meaning"), rows)
+    return f"### {title}\n\n{inspect.getdoc(model)}\n\n" + _table(("field", "type", "default", "meaning"), rows)
 
 
 def _description(field: FieldInfo) -> str:
     inner = next(_models_in(field.annotation), None)
-    return field.description or (f"see below: {_summary(inner[0])}" if inner else "")
+    return field.description or (f"see its table: {_summary(inner[0])}" if inner else "")
 
 
 def _type(field: FieldInfo) -> str:
@@ -131,7 +156,7 @@ def _default(field: FieldInfo) -> str:
         return "required"
     value = field.default
     if isinstance(value, BaseModel):
-        return "defaults below"
+        return "see its table"
     if value is None:
         return "none"
     plain = [v.model_dump(exclude_none=True) if isinstance(v, BaseModel) else v for v in _listed(value)]
@@ -167,8 +192,9 @@ def _verb(title: str, function: Any, text: str = "") -> str:
             # Inside Annotated, typer keeps the first declaration where a default would stand.
             declared = (info.default, *(info.param_decls or ()))
             shown = ", ".join(f"`{declaration}`" for declaration in declared)
-        default = parameter.default if isinstance(parameter.default, str | int | Path) else None
-        value = "required" if required else f"`{default}`" if default and kind is not bool else ""
+        default = parameter.default if isinstance(parameter.default, str | int | float | Path) else None
+        shows = default not in (None, "") and kind is not bool
+        value = "required" if required else f"`{default}`" if shows else ""
         rows.append((shown, value, str(info.help)))
     return f"### `{title}`\n\n{text or inspect.getdoc(function)}\n\n" + _table(("argument", "default", "meaning"), rows)
 
@@ -206,6 +232,16 @@ def _attributes(record: type) -> list[tuple[str, str]]:
 def names() -> str:
     """Return what `import mixopt` offers."""
     return _table(("name", "is"), [(f"`{name}`", _summary(getattr(mixopt, name))) for name in mixopt.__all__])
+
+
+def modules() -> str:
+    """Return what other modules offer to scripts."""
+    offered = [
+        (f"`{module}.{name}`", _summary(getattr(importlib.import_module(module), name)))
+        for module, listed in MODULES.items()
+        for name in listed
+    ]
+    return _table(("name", "is"), offered)
 
 
 def _summary(thing: Any) -> str:

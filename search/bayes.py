@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -35,13 +35,15 @@ from .acquisition import NUM_NORMALS, Beliefs, antithetic_normals
 from .batch import Batch
 from .choice import Action
 from .encoding import Encoder, Evidence
-from .initial import Slot, affordable, block_size, initial_design, listed_design
+from .initial import BLOCK_SHARE, Slot, affordable, block_size, initial_design, listed_design
 from .pool import Pool
 from .posterior import best_mixture, make_pool, predict, regret_bound, scored
 from .surrogate import Fit, Surrogate
 
 logger = logging.getLogger(__name__)
 
+ENOUGH_TARGETS = 3  # runs at the target before a rung's link is judged; two hardly tell a slope from noise
+ALLOWANCE = 0.15  # target runs' worth of cheap runs per target run that may be bought on trust
 _REMEMBERED = 4
 
 
@@ -162,6 +164,8 @@ class MultiFidelityOptimizer:
             return []
         state, count = self._state(history), len(history.of(Role.SEARCH).trials)
         batch.open(state.beliefs, history, state.surrogate.evidence)
+        dropped = self._dropped(state.surrogate, history)
+        batch.dropped = frozenset(dropped)
         seed = seeding.derive(self.seed, "propose", count)
         normals = antithetic_normals(NUM_NORMALS, len(self.objective.columns), seed)
         proposals: list[Proposal | None] = []
@@ -170,10 +174,31 @@ class MultiFidelityOptimizer:
             if action is None or action.rate < self.price:
                 break
             batch.buy(action)
-            proposals.append(self._proposal(action, state.best))
+            proposals.append(self._proposal(action, state.best, dropped))
         return proposals
 
-    def _proposal(self, action: Action, best: Array) -> Proposal:
+    def _dropped(self, surrogate: Surrogate, history: History) -> dict[str, str]:
+        """Return {rung: why} of the cheap rungs that are not bought for now.
+
+        A rung must show that it knows something of the target: the interval of its link
+        must not hold 0. Before there are target runs enough to tell, it has an allowance,
+        unless a predictor vouches for the ladder.
+        """
+        targets = int((surrogate.evidence.rungs == len(self.ladder) - 1).sum())
+        reasons = {}
+        for rung, link in zip(self.ladder, surrogate.links(), strict=False):
+            spent = sum(t.price(self.ladder) for t in history.of(Role.SEARCH).trials if t.fidelity == rung.name)
+            about = f"its correlation with the target is {link.mean:.2f} ({link.low:.2f} to {link.high:.2f})"
+            if targets >= ENOUGH_TARGETS and spent and link.low <= 0 <= link.high:
+                reasons[rung.name] = f"{rung.name} is not bought: {about}, perhaps none"
+            unproven = targets < ENOUGH_TARGETS and self.predictor is None
+            if unproven and spent >= BLOCK_SHARE + ALLOWANCE * (1 + targets):
+                reasons[rung.name] = f"{rung.name} is not bought before more is known: {about}"
+        for reason in reasons.values():
+            logger.info("rung dropped: %s", reason)
+        return reasons
+
+    def _proposal(self, action: Action, best: Array, dropped: Mapping[str, str]) -> Proposal:
         mixture = self._mixture(action.weights)
         far = 0.5 * float(np.abs(action.weights - best).sum())
         what = (
@@ -186,7 +211,7 @@ class MultiFidelityOptimizer:
             action.fidelity,
             action.rate,
             f"expected gain {action.rate:.3g} per run ({action.gain:.3g} at price {action.price:.3g}): {what}, "
-            f"{far:.0%} of the tokens away from the best mixture known",
+            + "; ".join([f"{far:.0%} of the tokens away from the best mixture known", *dropped.values()]),
             parent=action.parent.trial if action.parent else None,
             parent_fidelity=action.parent.fidelity if action.parent else None,
             proposed_by=self.name if action.refined else f"{self.name}:pool",

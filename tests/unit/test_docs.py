@@ -15,6 +15,7 @@ from pydantic import BaseModel
 import mixopt
 from mixopt import config
 from mixopt.experiments.cli import app
+from mixopt.search import catalog
 from mixopt.storage import RunDirectory
 from mixopt.study import Study
 
@@ -96,6 +97,17 @@ def test_every_public_name_is_in_the_reference():
     assert not [name for name in mixopt.__all__ if f"| `{name}` |" not in reference()]
 
 
+def test_every_optimizer_is_in_the_reference():
+    listed = reference().partition("## Optimizers\n")[2].partition("\n## ")[0]
+    named = re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`[^|]+) \|", listed, flags=re.MULTILINE)))
+    assert sorted(named) == sorted(catalog.names())
+
+
+def test_every_verb_says_in_the_reference_what_it_prints_as_json():
+    listed = reference().partition("### What `--json` prints\n")[2].partition("\n#")[0]
+    assert not [c.name for c in app.registered_commands if f"| `{c.name}` |" not in listed]
+
+
 def test_every_place_of_a_run_directory_is_in_the_reference():
     files = RunDirectory(Path())
     paths = [getattr(files, name) for name, value in vars(RunDirectory).items() if isinstance(value, property)]
@@ -135,6 +147,11 @@ def test_every_piece_of_a_study_file_in_the_how_to_is_valid(block):
     assert config.validate({**study, **piece}, "how-to.md")
 
 
+@pytest.mark.parametrize("block", blocks(DOCS / "ask-tell.md", "yaml"))
+def test_every_study_file_for_an_own_trainer_is_valid(block):
+    assert config.validate_external(yaml.load(block, Loader=config._UniqueKeyLoader), "ask-tell.md")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_piece_of_python_in_the_docs_parses(page):
     for block in blocks(page, "python"):
@@ -169,7 +186,8 @@ def test_every_dependency_has_a_reason():
     import tomllib
 
     project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = [line for extra in project["optional-dependencies"].values() for line in extra]
+    lines = [*project["dependencies"], *extras]
     names = [re.match(r"[A-Za-z0-9-]+", line)[0] for line in lines]
     reasons = read(DOCS / "decisions" / "0008-dependencies.md")
     assert not [name for name in names if f"`{name}`" not in reasons]

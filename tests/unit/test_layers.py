@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("mixopt", "proxies", "search", "experiments")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-NOT_AT_START = ("torch", "ray", "mlflow", "botorch", "gpytorch", "datasets", "matplotlib")
+NOT_AT_START = ("torch", "ray", "mlflow", "botorch", "gpytorch", "datasets", "matplotlib", "lightgbm")
 
 # What a folder may import of the others; itself it imports relatively.
 MAY_IMPORT = {
@@ -27,8 +27,7 @@ DOORS = {
     "ray": lambda path: path == "mixopt/execution.py",
     "mlflow": lambda path: path == "mixopt/tracking.py",
     "torch": lambda path: path.startswith(("proxies/", "search/")),
-    "gpytorch": lambda path: path.startswith("search/"),
-    "linear_operator": lambda path: path.startswith("search/"),
+    "gpytorch": lambda path: path == "search/botorch_rivals.py",
     "botorch": lambda path: path.startswith("search/"),
     "datasets": lambda path: path.startswith("proxies/"),
     "tokenizers": lambda path: path.startswith("proxies/"),
@@ -40,9 +39,8 @@ DOORS = {
     "fastapi": lambda path: path == "experiments/server.py",
     "lightgbm": lambda path: path == "search/baselines.py",
     "sklearn": lambda path: path == "search/baselines.py",
-    "pandas": lambda path: (
-        path in ("mixopt/study.py", "mixopt/runs.py") or path.startswith(("experiments/", "search/replay"))
-    ),
+    "pandas": lambda path: path == "mixopt/study.py" or path.startswith("experiments/"),
+    "pyarrow": lambda path: path in ("mixopt/sheet.py", "experiments/initialize.py"),
 }
 # Doors that stay closed until their class or function is used.
 LATE = ("ray", "mlflow", "pandas", "scipy", "datasets", "matplotlib", "fsspec", "pyarrow")
