@@ -55,6 +55,7 @@ class ReplayJob:
         seed: Of the optimizer.
         budget: Runs of the target rung.
         max_decisions: Cap on purchases, or None.
+        until_best: Whether a replay ends once the best row is measured.
     """
 
     fingerprint: str
@@ -65,6 +66,7 @@ class ReplayJob:
     seed: int
     budget: float
     max_decisions: int | None = None
+    until_best: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Benchmark:
         seeds: Seeds of the optimizers.
         budget: Runs of the target rung.
         max_decisions: Cap on purchases, or None.
+        until_best: Whether a replay ends once the best row is measured.
     """
 
     target: str
@@ -114,6 +117,7 @@ class Benchmark:
     seeds: Sequence[int]
     budget: float
     max_decisions: int | None = None
+    until_best: bool = False
 
     def jobs(self, table: RunsTable) -> list[ReplayJob]:
         """Return the jobs on a table, optimizer by optimizer.
@@ -137,10 +141,11 @@ class Benchmark:
     def _job(self, content: list[str], optimizer: str, label: str, seed: int) -> ReplayJob:
         expression = self.objectives[label]
         plain = dict(expression) if isinstance(expression, Mapping) else expression
-        key = [content, self.target, optimizer, plain, seed, float(self.budget), self.max_decisions]
+        key = [content, self.target, optimizer, plain, seed, float(self.budget), self.max_decisions, self.until_best]
         return ReplayJob(
-            fingerprint(key), self.target, optimizer, label, plain, seed, float(self.budget), self.max_decisions
-        )
+            fingerprint(key), self.target, optimizer, label, plain, seed, float(self.budget), self.max_decisions,
+            self.until_best,
+        )  # fmt: skip
 
 
 def run_all(
@@ -178,7 +183,8 @@ def run_all(
 def run_replay(table: RunsTable, job: ReplayJob, directory: Path) -> Replay:
     """Do a job; what a worker calls where nothing is kept."""
     case = Case.of(table, job.target, job.expression)
-    return replay(case, job.optimizer, seed=job.seed, budget=job.budget, max_decisions=job.max_decisions)
+    limits = {"budget": job.budget, "max_decisions": job.max_decisions, "until_best": job.until_best}
+    return replay(case, job.optimizer, seed=job.seed, **limits)
 
 
 def run_kept_replay(table: RunsTable, job: ReplayJob, directory: Path) -> Replay:

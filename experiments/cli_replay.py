@@ -43,6 +43,9 @@ def replay(
     max_decisions: Annotated[
         int | None, typer.Option("--max-decisions", min=1, help="End a replay after this many purchases.")
     ] = None,
+    until_best: Annotated[
+        bool, typer.Option("--until-best", help="End a replay once the best run is measured; regret is 0 from there.")
+    ] = False,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Replays at the same time.")] = 1,
     cache: Annotated[Path, typer.Option("--cache", help="Folder of finished replays.")] = Path("runs/replay"),
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished replays.")] = False,
@@ -67,8 +70,9 @@ def replay(
     if out and out.is_dir():
         raise ConfigError(f"--out: expected a file to write, got the folder {out}; name a file in it")
     settings = benchmarks.Benchmark(
-        target_fidelity, objectives | drawn, _names(optimizers), range(seed, seed + seeds), budget, max_decisions
-    )
+        target_fidelity, objectives | drawn, _names(optimizers), range(seed, seed + seeds), budget, max_decisions,
+        until_best,
+    )  # fmt: skip
     jobs = settings.jobs(runs)
     with _progress(len(jobs)) as done:
         results = benchmarks.run_all(runs, jobs, workers=workers, cache=None if no_cache else cache, done=done)

@@ -61,13 +61,16 @@ def predict_from_runs(
         ConfigError: If no run has a number, or the objective names a column without one.
     """
     from mixopt.search.catalog import Task, make
+    from mixopt.search.pool import Pool
 
     finished = _finished(table)
     known = [name for name, values in finished.columns.items() if np.isfinite(values).any()]
     parsed = Objective.parse(objective or _default_objective(known), known)
     ladder = finished.ladder(_dearest(finished, known))
     rung = _answerable(finished, parsed.columns, fidelity)
-    task = Task(Constraints.simplex(table.domains), ladder, parsed, _SEED)
+    # The table's mixtures say how far apart mixtures are; nothing is bought.
+    pool = Pool(table.domains, finished.weights, finished.fidelities, np.ones(len(finished)))
+    task = Task(Constraints.simplex(table.domains), ladder, parsed, _SEED, pool)
     believed = make("mfbo", task).predict(finished.history(), mixtures, fidelity=rung)
     names = [*known, "objective"]
     return RunsPrediction(
@@ -120,7 +123,4 @@ def _notes(table: RunsTable, finished: RunsTable, *, fidelity: str | None, rung:
     far = [n for n, v in finished.columns.items() if n not in empty and not np.isfinite(v[here]).any()]
     if far:
         notes.append(f"never measured at {rung}, so their level there is extrapolated: {', '.join(far)}")
-    costs = _rungs_with(finished, [name for name in finished.columns if name not in empty])
-    if len(costs) > 1 and len(set(costs.values())) < len(costs):
-        notes.append(f"of the rungs {', '.join(costs)} some cost the same and are taken for one; give their costs")
     return notes

@@ -43,6 +43,7 @@ from .surrogate import Column
 
 NUM_NORMALS = 128
 _CHUNK = 256
+_PROMISING, _FEW = 48, 8  # mixtures measured by all normals; pairs of normals for the others
 _MAY_BE_BEST = 0.05
 _BAR_SAMPLES = 256
 _BAR_SEED = 0
@@ -209,7 +210,8 @@ def _expected_positive(mean: Tensor, std: Tensor) -> Tensor:
     """Return E[max(0, z)] of normals."""
     normal = torch.distributions.Normal(0.0, 1.0)
     ratio = mean / std
-    return std * (ratio * normal.cdf(ratio) + normal.log_prob(ratio).exp()).clamp_min(0)
+    expected: Tensor = std * (ratio * normal.cdf(ratio) + normal.log_prob(ratio).exp()).clamp_min(0)
+    return expected
 
 
 class KnowledgeGradient(AcquisitionFunction):  # type: ignore[misc]
@@ -234,11 +236,21 @@ class KnowledgeGradient(AcquisitionFunction):  # type: ignore[misc]
         return self.gain(X[:, 0], groups) / self.unit
 
     def gain(self, weights: Tensor, groups: Tensor) -> Tensor:
-        """Return (B,) gains of observing (B, K) mixtures, as trials numbered (B,)."""
-        starts = range(0, len(weights), _CHUNK)
-        return torch.cat([self._gain(weights[i : i + _CHUNK], groups[i : i + _CHUNK]) for i in starts])
+        """Return (B,) gains of observing (B, K) mixtures, as trials numbered (B,).
 
-    def _gain(self, weights: Tensor, groups: Tensor) -> Tensor:
+        Of many mixtures all but the most promising ones are measured by fewer normals.
+        """
+        if len(weights) <= 2 * _PROMISING:
+            return self._gain(weights, groups, self.normals)
+        few = torch.cat([self.normals[:_FEW], self.normals[len(self.normals) // 2 :][:_FEW]])
+        starts = range(0, len(weights), _CHUNK)
+        rough = torch.cat([self._gain(weights[i : i + _CHUNK], groups[i : i + _CHUNK], few) for i in starts])
+        best = rough.argsort(descending=True, stable=True)[:_PROMISING]
+        gains = torch.minimum(rough, rough[best[-1]])
+        gains[best] = self._gain(weights[best], groups[best], self.normals)
+        return gains
+
+    def _gain(self, weights: Tensor, groups: Tensor, normals: Tensor) -> Tensor:
         encoded = self.beliefs.encoder.encode(weights)
         parts = [self._column(index, encoded, groups) for index in range(len(self.beliefs.columns))]
         means, steps = [mean for mean, _ in parts], [step for _, step in parts]
@@ -246,7 +258,7 @@ class KnowledgeGradient(AcquisitionFunction):  # type: ignore[misc]
         if not self.beliefs.closed:
             penalties = torch.cat([penalties, penalty_tensor(self.beliefs.penalty, weights)[:, None]], dim=-1)
         best = (reduce_tensor(self.beliefs.reduction, torch.stack(means, dim=-1)) + penalties).argmin(-1)
-        moved = self._moved(means, steps) + penalties
+        moved = self._moved(means, steps, normals) + penalties
         today = moved.gather(-1, best[None, :, None].expand(len(moved), -1, 1))[..., 0]
         return (today - moved.min(-1).values).mean(0)
 
@@ -268,17 +280,17 @@ class KnowledgeGradient(AcquisitionFunction):  # type: ignore[misc]
         means = torch.cat([means, column.mean_from(own, to_train)[:, None]], dim=-1)
         return means, torch.cat([steps, itself[:, None]], dim=-1) * unit
 
-    def _moved(self, means: list[Tensor], steps: list[Tensor]) -> Tensor:
+    def _moved(self, means: list[Tensor], steps: list[Tensor], normals: Tensor) -> Tensor:
         """Return (S, B, M+1) objectives of the moved means, without penalty."""
         factors = torch.as_tensor(self.beliefs.reduction.weights.copy())
         if self.beliefs.reduction.kind == "sum":
             step = torch.stack(steps)
-            moves = (self.normals * factors) @ step.reshape(len(steps), -1)
+            moves = (normals * factors) @ step.reshape(len(steps), -1)
             return moves.reshape(-1, *step.shape[1:]) + reduce_tensor(
                 self.beliefs.reduction, torch.stack(means, dim=-1)
             )
         terms = (
             f * (mean + u[:, None, None] * step)
-            for f, u, mean, step in zip(factors, self.normals.T, means, steps, strict=True)
+            for f, u, mean, step in zip(factors, normals.T, means, steps, strict=True)
         )
         return torch.as_tensor(reduce(torch.maximum, terms))

@@ -35,15 +35,14 @@ from .acquisition import NUM_NORMALS, Beliefs, antithetic_normals
 from .batch import Batch
 from .choice import Action
 from .encoding import Encoder, Evidence
-from .initial import BLOCK_SHARE, Slot, affordable, block_size, initial_design, listed_design
+from .initial import Slot, affordable, block_size, initial_design, listed_design
+from .links import unproven
 from .pool import Pool
 from .posterior import best_mixture, make_pool, predict, regret_bound, scored
 from .surrogate import Fit, Surrogate
 
 logger = logging.getLogger(__name__)
 
-ENOUGH_TARGETS = 3  # runs at the target before a rung's link is judged; two hardly tell a slope from noise
-ALLOWANCE = 0.15  # target runs' worth of cheap runs per target run that may be bought on trust
 _REMEMBERED = 4
 
 
@@ -136,10 +135,10 @@ class MultiFidelityOptimizer:
 
     def predict(self, history: History, mixtures: Sequence[Mixture], *, fidelity: str) -> Prediction:
         """Return means and standard deviations of all known columns and the objective."""
-        state = self._state(history)
+        evidence = Evidence.of(history, self.ladder, self.constraints.domains)
         weights = np.array([m.over(self.constraints.domains).weights for m in mixtures])
         rung = self.ladder.index(fidelity)
-        believed = predict(state.surrogate, self.objective, weights, rung=rung, seed=self.seed)
+        believed = predict(self._surrogate(evidence), self.objective, weights, rung=rung, seed=self.seed)
         return Prediction(
             fidelity,
             {name: mean for name, (mean, _) in believed.items()},
@@ -164,7 +163,7 @@ class MultiFidelityOptimizer:
             return []
         state, count = self._state(history), len(history.of(Role.SEARCH).trials)
         batch.open(state.beliefs, history, state.surrogate.evidence)
-        dropped = self._dropped(state.surrogate, history)
+        dropped = self._unproven(state.surrogate, history)
         batch.dropped = frozenset(dropped)
         seed = seeding.derive(self.seed, "propose", count)
         normals = antithetic_normals(NUM_NORMALS, len(self.objective.columns), seed)
@@ -173,30 +172,22 @@ class MultiFidelityOptimizer:
             action = batch.best(normals, seed=seeding.derive(seed, slot))
             if action is None or action.rate < self.price:
                 break
-            batch.buy(action)
             proposals.append(self._proposal(action, state.best, dropped))
+            if slot + 1 < num:  # only the next choice asks what is believed
+                batch.buy(action)
         return proposals
 
-    def _dropped(self, surrogate: Surrogate, history: History) -> dict[str, str]:
-        """Return {rung: why} of the cheap rungs that are not bought for now.
-
-        A rung must show that it knows something of the target: the interval of its link
-        must not hold 0. Before there are target runs enough to tell, it has an allowance,
-        unless a predictor vouches for the ladder.
-        """
-        targets = int((surrogate.evidence.rungs == len(self.ladder) - 1).sum())
-        reasons = {}
-        for rung, link in zip(self.ladder, surrogate.links(), strict=False):
-            spent = sum(t.price(self.ladder) for t in history.of(Role.SEARCH).trials if t.fidelity == rung.name)
-            about = f"its correlation with the target is {link.mean:.2f} ({link.low:.2f} to {link.high:.2f})"
-            if targets >= ENOUGH_TARGETS and spent and link.low <= 0 <= link.high:
-                reasons[rung.name] = f"{rung.name} is not bought: {about}, perhaps none"
-            unproven = targets < ENOUGH_TARGETS and self.predictor is None
-            if unproven and spent >= BLOCK_SHARE + ALLOWANCE * (1 + targets):
-                reasons[rung.name] = f"{rung.name} is not bought before more is known: {about}"
-        for reason in reasons.values():
-            logger.info("rung dropped: %s", reason)
-        return reasons
+    def _unproven(self, surrogate: Surrogate, history: History) -> dict[str, str]:
+        """Return {rung: why} of the cheap rungs that are not bought for now."""
+        trials, target = history.of(Role.SEARCH).trials, len(self.ladder) - 1
+        spent = [sum(t.price(self.ladder) for t in trials if t.fidelity == rung.name) for rung in self.ladder]
+        return unproven(
+            self.ladder,
+            surrogate.rung_links(),
+            spent=spent,
+            targets=int((surrogate.evidence.rungs == target).sum()),
+            trusted=self.predictor is not None,
+        )
 
     def _proposal(self, action: Action, best: Array, dropped: Mapping[str, str]) -> Proposal:
         mixture = self._mixture(action.weights)
@@ -236,7 +227,7 @@ class MultiFidelityOptimizer:
         return replace(state, surrogate=state.surrogate.with_evidence(evidence))
 
     def _learn(self, evidence: Evidence) -> _State:
-        surrogate = Surrogate(self._encoder, evidence, self.objective.columns, self._fits)
+        surrogate = self._surrogate(evidence)
         if self.pool is not None:
             beliefs = self._beliefs(surrogate, self.pool.targets(self.ladder))
             return _State(surrogate, beliefs, beliefs.pool[int(beliefs.objective().argmin())].numpy())
@@ -252,6 +243,9 @@ class MultiFidelityOptimizer:
         )
         pool = make_pool(self.constraints, np.stack([best, anchors[0]]), evidence.weights, self.seed)
         return _State(surrogate, self._beliefs(surrogate, pool), best)
+
+    def _surrogate(self, evidence: Evidence) -> Surrogate:
+        return Surrogate(self._encoder, evidence, self.objective.columns, self._fits)
 
     def _beliefs(self, surrogate: Surrogate, pool: Array) -> Beliefs:
         evidence, points = surrogate.evidence, torch.tensor(pool)

@@ -5,12 +5,13 @@ tend to have similar links. Per column the evidence is measured on a grid of lin
 other hyperparameters fixed; then atanh(link_j) ~ N(m, 0.4^2) around a common m with the
 prior of `gp.py`, and column j gets its posterior mean, in which m has learned from the
 other columns (empirical Bayes; Gelman et al., Bayesian Data Analysis, Section 5.4). A
-mean of a wide posterior is near 0: what is not known to be linked is not trusted.
-J columns, G grid points.
+mean of a wide posterior is near 0: what is not known to be linked is not trusted, and
+not bought. J columns, G grid points.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,12 +19,18 @@ import numpy as np
 import torch
 from scipy.special import logsumexp
 
+from mixopt.fidelity import Ladder
 from mixopt.mixture import Array
 
 from . import gp
+from .initial import BLOCK_SHARE
+
+logger = logging.getLogger(__name__)
 
 GRID = np.linspace(-2.0, 3.5, 23)  # atanh of the link: -0.96 to 0.998
 COLUMN_SPREAD = 0.4  # of columns around their common link, in atanh
+ENOUGH_TARGETS = 3  # runs at the target before a link is judged; two hardly tell a slope from noise
+ALLOWANCE = 0.15  # target runs' worth of cheap runs per target run that may be bought on trust
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +78,33 @@ def pool(evidences: Sequence[Array]) -> tuple[Array, Link]:
     reached = np.cumsum(common)
     low, high = (float(np.tanh(GRID[np.searchsorted(reached, level)])) for level in (0.05, 0.95))
     return np.array(means), Link(_mean(common), low, high)
+
+
+def unproven(
+    ladder: Ladder, links: Sequence[Link], *, spent: Sequence[float], targets: int, trusted: bool
+) -> dict[str, str]:
+    """Return {rung: why, in words} of the cheap rungs that should not be bought for now.
+
+    A rung must show that it knows something of the target: the interval of its link must
+    not hold 0. Before there are target runs enough to tell, it has an allowance.
+
+    Args:
+        ladder: R rungs.
+        links: What is believed of the R - 1 cheap ones.
+        spent: (R,) charges of the runs of each rung so far, in target runs.
+        targets: Number of target runs measured.
+        trusted: Whether a predictor vouches for the ladder, so that no allowance is kept.
+    """
+    reasons = {}
+    for rung, link, charge in zip(ladder, links, spent, strict=False):
+        about = f"its correlation with the target is {link.mean:.2f} ({link.low:.2f} to {link.high:.2f})"
+        if targets >= ENOUGH_TARGETS and charge and link.low <= 0 <= link.high:
+            reasons[rung.name] = f"{rung.name} is not bought: {about}, perhaps none"
+        elif targets < ENOUGH_TARGETS and not trusted and charge >= BLOCK_SHARE + ALLOWANCE * (1 + targets):
+            reasons[rung.name] = f"{rung.name} is not bought before more is known: {about}"
+    for reason in reasons.values():
+        logger.info("rung dropped: %s", reason)
+    return reasons
 
 
 def _carry(log_common: Array, near: Array) -> Array:

@@ -32,7 +32,7 @@ from mixopt.runs_table import RunsTable
 from .catalog import Task, make
 from .pool import Pool
 
-BUDGET_SPENT, OPTIMIZER_STOPPED, POOL_EMPTY, CAP_REACHED = "budget", "optimizer", "pool", "cap"
+BUDGET_SPENT, OPTIMIZER_STOPPED, POOL_EMPTY, CAP_REACHED, BEST_FOUND = "budget", "optimizer", "pool", "cap", "best"
 _SLACK = 1e-9  # of a budget, so that rounding in sums of prices forbids no purchase
 
 
@@ -177,7 +177,8 @@ class Replay:
         recommendation_regret: Regret of the mixture recommended at the end.
         runs_bought: {rung: number of runs}, every rung of the ladder.
         stopped: Why it ended: `budget` (nothing left is affordable), `optimizer` (it
-            proposed nothing), `pool` (nothing is left) or `cap` (number of decisions).
+            proposed nothing), `pool` (nothing is left), `cap` (number of decisions) or
+            `best` (the best target row is measured, and no more was asked for).
     """
 
     decisions: tuple[Decision, ...]
@@ -225,7 +226,15 @@ def score(costs: Sequence[float], regrets: Sequence[float | None], *, initial: f
     )
 
 
-def replay(case: Case, optimizer: str, *, seed: int, budget: float, max_decisions: int | None = None) -> Replay:
+def replay(
+    case: Case,
+    optimizer: str,
+    *,
+    seed: int,
+    budget: float,
+    max_decisions: int | None = None,
+    until_best: bool = False,
+) -> Replay:
     """Let the optimizer of this name search a case.
 
     Args:
@@ -234,15 +243,19 @@ def replay(case: Case, optimizer: str, *, seed: int, budget: float, max_decision
         seed: Root of the optimizer's randomness.
         budget: Runs of the target rung, > 0.
         max_decisions: Purchases after which the replay ends as if the optimizer had stopped, or None.
+        until_best: Whether to end once the best target row is measured: its regret stays 0.
 
     Raises:
         ConfigError: If the optimizer is unknown or the budget pays no row.
     """
     with _one_torch_thread():
-        return play(make(optimizer, case.task(seed)), case, budget=budget, max_decisions=max_decisions)
+        made = make(optimizer, case.task(seed))
+        return play(made, case, budget=budget, max_decisions=max_decisions, until_best=until_best)
 
 
-def play(optimizer: Optimizer, case: Case, *, budget: float, max_decisions: int | None = None) -> Replay:
+def play(
+    optimizer: Optimizer, case: Case, *, budget: float, max_decisions: int | None = None, until_best: bool = False
+) -> Replay:
     """Let any optimizer search a case; arguments as in `replay`.
 
     Raises:
@@ -255,7 +268,7 @@ def play(optimizer: Optimizer, case: Case, *, budget: float, max_decisions: int 
             f"got {budget:g}; raise it"
         )
     book, stopped = _Book(case), ""
-    while not (stopped := book.end(budget, max_decisions)):
+    while not (stopped := book.end(budget, max_decisions, until_best)):
         start = time.process_time()
         proposals = optimizer.propose(book.history, 1, budget=book.left(budget))
         if not proposals:
@@ -290,10 +303,12 @@ class _Book:
         """Return the part of the budget that is not spent, with a hair of slack."""
         return budget - self.spent + _SLACK
 
-    def end(self, budget: float, max_decisions: int | None) -> str:
+    def end(self, budget: float, max_decisions: int | None, until_best: bool) -> str:
         """Return why no more is bought, or nothing."""
         if len(self._rows) == len(self._case.pool):
             return POOL_EMPTY
+        if until_best and self._regrets and self._regrets[-1] == 0:
+            return BEST_FOUND
         if np.delete(self._case.pool.prices, self._rows).min() > self.left(budget):
             return BUDGET_SPENT
         return CAP_REACHED if len(self._rows) == max_decisions else ""

@@ -165,6 +165,7 @@ class Surrogate:
     pooled: tuple[str, ...] = ()
     memory: OrderedDict[str, Fit] = field(default_factory=OrderedDict, repr=False)
     _columns: dict[str, Column] = field(default_factory=dict, init=False, repr=False)
+    _fits: dict[str, Fit] = field(default_factory=dict, init=False, repr=False)
     _links: list[tuple[Array, links.Link]] = field(default_factory=list, init=False, repr=False)
 
     def column(self, name: str) -> Column:
@@ -177,6 +178,7 @@ class Surrogate:
         """Return the same fits for evidence with equal rows and other pending trials."""
         same = Surrogate(self.encoder, evidence, self.pooled, self.memory)
         same._columns.update(self._columns)
+        same._fits.update(self._fits)
         same._links.extend(self._links)
         return same
 
@@ -185,7 +187,7 @@ class Surrogate:
         observed = dict.fromkeys(name for row in self.evidence.columns for name in row)
         return tuple(dict.fromkeys([*self.encoder.known, *observed]))
 
-    def links(self) -> tuple[links.Link, ...]:
+    def rung_links(self) -> tuple[links.Link, ...]:
         """Return what is believed of each rung's link to the target, the target left out."""
         return tuple(link for _, link in self._pooled_links())
 
@@ -231,7 +233,12 @@ class Surrogate:
         return Column(name, units, gp.Posterior(kernel, rows, values, known), fit.spread)
 
     def _fit(self, name: str) -> Fit:
-        """Return hyperparameters from the first rows of the history; remembered."""
+        if name not in self._fits:
+            self._fits[name] = self._remembered(name)
+        return self._fits[name]
+
+    def _remembered(self, name: str) -> Fit:
+        """Return hyperparameters from the first rows of the history, fitted once per content."""
         evidence = self.evidence
         chosen = self._rows_of(name, evidence)
         chosen = chosen[: refit_size(evidence.rungs[chosen], len(self.evidence.positions) - 1)]

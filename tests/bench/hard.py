@@ -73,7 +73,7 @@ def judge(name, draw, options):
         table, target, objective = draw(seed)
         for part, optimizers in ((table, (OURS, *RIVALS)), (at_rung(table, target), (ALONE,))):
             names = [OURS if one == ALONE else one for one in optimizers]
-            settings = Benchmark(target, {"all": objective}, names, (seed,), BUDGET)
+            settings = Benchmark(target, {"all": objective}, names, (seed,), BUDGET, until_best=True)
             done = run_all(part, settings.jobs(part), cache=options.cache)
             for optimizer, result in zip(optimizers, done, strict=True):
                 results[optimizer].append(result)

@@ -4,7 +4,7 @@
 
 REGMIX_DIR is the data folder of the public repository sail-sg/regmix. Optimizers buy 1M and
 60M runs of the Pile and look for the best 60M run. Replays are kept in runs/replay, so a
-killed benchmark goes on where it was; `--out` replaces what stands between the markers
+killed benchmark goes on where it was; each ends once the best run is measured. `--out` replaces what stands between the markers
 of its parts in a page. Predictors are fitted to n random 1M runs and rank the test mixtures.
 """
 
@@ -60,14 +60,14 @@ def main() -> None:
 
 def search_part(table, options):
     names = usable(options.optimizers.split(","))
-    settings = Benchmark(TARGET, NAMED, names, range(options.seeds), BUDGET)
+    settings = Benchmark(TARGET, NAMED, names, range(options.seeds), BUDGET, until_best=True)
     return "\n\n".join(tables(replayed(table, settings, options), settings))
 
 
 def random_part(table, options):
     names = usable(options.optimizers.split(","))
     drawn = random_objectives(list(table.columns), options.random_objectives, 0)
-    settings = Benchmark(TARGET, drawn, names, range(options.random_seeds), BUDGET)
+    settings = Benchmark(TARGET, drawn, names, range(options.random_seeds), BUDGET, until_best=True)
     rows = pooled(replayed(table, settings, options), f"{len(drawn)} random objectives")
     return as_table(rows, f"{rows[0]['objective']}, {options.random_seeds} seeds each; errors over objectives")
 

@@ -111,12 +111,6 @@ def test_columns_that_nobody_measured_are_named_and_left_out():
         predict_from_runs(table, mixtures(2), objective="score/quiz")
 
 
-def test_rungs_of_one_cost_are_named():
-    table = runs(8, rungs=("small", "large"))
-    answer = predict_from_runs(table.priced({"small": 1, "large": 1}), mixtures(2))
-    assert any("small, large some cost the same" in note for note in answer.notes)
-
-
 def test_failed_runs_and_the_order_of_domains_change_nothing():
     table, asked = runs(10), mixtures(4)
     failed = RunsTable(

@@ -1,5 +1,7 @@
 """The acquisition value: laws of the knowledge gradient."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -119,3 +121,98 @@ def test_the_value_of_a_sum_is_the_expected_drop_of_the_minimum():
         moved += 0.5 * (state.means[:, index] + torch.randn(20_000, 1, dtype=torch.float64, generator=generator) * step)
     expected = float(state.objective().min() - moved.min(-1).values.mean())
     assert float(gains(state, action)[0]) == pytest.approx(expected, rel=0.15)  # 128 quasi-random normals
+
+
+# --- in a closed pool, and at the target -------------------------------------
+
+
+def closed(**settings):
+    return replace(beliefs(**settings), closed=True)
+
+
+@pytest.mark.parametrize("kind", ["sum", "max"])
+@pytest.mark.parametrize("rung", [0, 1])
+def test_in_a_closed_pool_the_value_is_never_negative_either(kind, rung):
+    state = closed(kind=kind)
+    assert bool((gains(state, points(50, 2), rung) >= -1e-12).all())
+
+
+def test_a_mixture_that_may_be_recommended_itself_is_worth_at_least_as_much():
+    candidates = points(40, 2)
+    assert bool((gains(beliefs(), candidates) >= gains(closed(), candidates) - 1e-9).all())
+
+
+def test_a_pool_of_one_mixture_has_nothing_to_gain():
+    state = closed()
+    alone = replace(state, pool=state.pool[:1], encoded=state.encoder.encode(state.pool[:1]))
+    assert float(gains(alone, points(20, 2)).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["sum", "max"])
+def test_expected_improvement_is_never_negative(kind):
+    state = beliefs(kind=kind)
+    for verified in ((), (3, 7)):
+        assert bool((replace(state, verified=verified).improvement(points(40, 2), NORMALS) >= 0).all())
+
+
+def test_before_a_target_run_the_yardstick_is_the_average_and_then_the_best_verified():
+    state = beliefs()
+    assert torch.allclose(state.yardstick, torch.full((80,), 1 / 80, dtype=torch.float64))
+    known = replace(state, verified=(3, 7, 11))
+    best = min((3, 7, 11), key=lambda i: float(state.objective()[i]))
+    assert known.yardstick.nonzero()[:, 0].tolist() == [best]
+
+
+def test_nothing_improves_on_itself():
+    state = replace(beliefs(), verified=(5,))
+    # A standard deviation of 1e-6 scales is the floor of the contrast.
+    assert float(state.improvement(state.pool[5:6], NORMALS)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["sum", "max"])
+def test_expected_improvement_is_that_of_joint_samples(kind):
+    """Against 20,000 joint posterior samples, on the best verified mixture."""
+    state = replace(beliefs(kind=kind), verified=(5, 9))
+    with torch.no_grad():
+        samples = state.samples(20_000, 1)
+        against = samples[:, int(state.yardstick.argmax())]
+        expected = (against[:, None] - samples).clamp_min(0).mean(0)
+        found = state.improvement(state.pool, NORMALS)
+    worth = expected > 0.2 * expected.max()
+    # For a maximum the spread inside it is left out of the yardstick: only the order is kept.
+    if kind == "sum":
+        assert torch.allclose(found[worth], expected[worth], rtol=0.05)
+    assert float(np.corrcoef(found[worth], expected[worth])[0, 1]) > 0.9
+
+
+def test_errors_that_agree_make_improvements_of_a_sum_larger():
+    state, candidates = replace(beliefs(), verified=(5,)), points(40, 2)
+    together = replace(state, correlation=torch.full((2, 2), 0.9, dtype=torch.float64).fill_diagonal_(1.0))
+    one, two = (s.improvement(candidates, NORMALS) for s in (state, together))
+    assert bool((two >= one - 1e-9).all())
+    assert float(two.sum()) > 1.05 * float(one.sum())
+
+
+def test_a_target_run_that_is_believed_verifies_its_mixture():
+    state = beliefs()
+    assert state.believe(state.pool[4], [0, 1], 500.0).verified == (4,)
+    assert state.believe(state.pool[4], [0], 500.0).verified == ()
+
+
+def test_the_best_mixture_may_be_best_and_one_far_above_the_bar_may_not():
+    state = beliefs(num=30)
+    order = state.objective().argsort()
+    able = state.may_be_best(state.pool)
+    assert bool(able[order[0]])
+    assert not bool(able[order[-1]])
+    assert float(state.objective().min()) <= state.bar <= float(state.objective().max())
+
+
+def test_samples_have_the_means_and_deviations_of_the_posterior():
+    state = beliefs()
+    with torch.no_grad():
+        samples = state.samples(20_000, 0)
+        stds = torch.stack([c.std(r) for c, r in zip(state.columns, state.rows, strict=True)], dim=-1)
+    spread = 0.5 * stds.square().sum(-1).sqrt()  # of the mean of two independent columns
+    assert float(((samples.mean(0) - state.objective()) / spread).abs().max()) < 0.05
+    assert torch.allclose(samples.std(0), spread, rtol=0.05)
