@@ -183,8 +183,10 @@ def run_all(
 def run_replay(table: RunsTable, job: ReplayJob, directory: Path) -> Replay:
     """Do a job; what a worker calls where nothing is kept."""
     case = Case.of(table, job.target, job.expression)
-    limits = {"budget": job.budget, "max_decisions": job.max_decisions, "until_best": job.until_best}
-    return replay(case, job.optimizer, seed=job.seed, **limits)
+    return replay(
+        case, job.optimizer, seed=job.seed, budget=job.budget, max_decisions=job.max_decisions,
+        until_best=job.until_best,
+    )  # fmt: skip
 
 
 def run_kept_replay(table: RunsTable, job: ReplayJob, directory: Path) -> Replay:

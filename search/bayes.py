@@ -43,6 +43,7 @@ from .surrogate import Fit, Surrogate
 
 logger = logging.getLogger(__name__)
 
+MOST_POOLED = 16  # columns from which links are learned together; the objective's own first
 _REMEMBERED = 4
 
 
@@ -245,7 +246,9 @@ class MultiFidelityOptimizer:
         return _State(surrogate, self._beliefs(surrogate, pool), best)
 
     def _surrogate(self, evidence: Evidence) -> Surrogate:
-        return Surrogate(self._encoder, evidence, self.objective.columns, self._fits)
+        own = self.objective.columns
+        other = sorted({name for row in evidence.columns for name in row} - set(own))
+        return Surrogate(self._encoder, evidence, (*own, *other[: max(0, MOST_POOLED - len(own))]), self._fits)
 
     def _beliefs(self, surrogate: Surrogate, pool: Array) -> Beliefs:
         evidence, points = surrogate.evidence, torch.tensor(pool)

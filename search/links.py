@@ -47,6 +47,11 @@ class Link:
     low: float
     high: float
 
+    @property
+    def proven(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return not self.low <= 0 <= self.high
+
 
 def measure(posterior: gp.Posterior, rung: int) -> Array:
     """Return (G,) log evidences of a column for each link of a rung; flat where rows say nothing."""
@@ -98,7 +103,7 @@ def unproven(
     reasons = {}
     for rung, link, charge in zip(ladder, links, spent, strict=False):
         about = f"its correlation with the target is {link.mean:.2f} ({link.low:.2f} to {link.high:.2f})"
-        if targets >= ENOUGH_TARGETS and charge and link.low <= 0 <= link.high:
+        if targets >= ENOUGH_TARGETS and charge and not link.proven:
             reasons[rung.name] = f"{rung.name} is not bought: {about}, perhaps none"
         elif targets < ENOUGH_TARGETS and not trusted and charge >= BLOCK_SHARE + ALLOWANCE * (1 + targets):
             reasons[rung.name] = f"{rung.name} is not bought before more is known: {about}"

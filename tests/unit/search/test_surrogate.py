@@ -213,7 +213,7 @@ def taught(table):
     """The surrogate of a table whose rows are all that can be bought, columns pooled."""
     pool = Pool(table.domains, table.weights, table.fidelities, table.costs)
     encoder = Encoder.of(None, Constraints.simplex(table.domains), 0, pool)
-    evidence = Evidence.of(table.history(), table.ladder("top"), table.domains)
+    evidence = Evidence.of(table.history(), LADDER, table.domains)
     return Surrogate(encoder, evidence, tuple(table.columns))
 
 
@@ -287,12 +287,8 @@ def test_at_the_mixtures_measured_the_target_is_known_better_than_elsewhere():
 
 
 def test_a_target_run_teaches_more_about_the_target_than_a_cheap_one():
-    table = a_table()
-    without = table.select(range(9))  # nine of the cheap runs
-    cheap, dear = (taught(table.select([*range(9), row])) for row in (9, 10))
-    before = asked(Surrogate(dear.encoder, Evidence.of(without.history(), LADDER, PROBLEM.domains)), "loss/e0", TEST)
-    assert asked(dear, "loss/e0", TEST)[1].mean() < before[1].mean()
-    assert cheap.evidence.rungs.tolist() == [0] * 10
+    cheap, dear = (taught(a_table().select([*range(9), row])) for row in (9, 10))
+    assert asked(dear, "loss/e0", TEST)[1].mean() < asked(cheap, "loss/e0", TEST)[1].mean()
 
 
 @pytest.mark.parametrize("num", [0, 2, 10, 16])
@@ -344,22 +340,22 @@ def test_few_rows_are_all_fitted():
 
 
 @pytest.mark.parametrize("counts", [(1000, 5), (5, 1000), (400, 400), (0, 600), (600, 300, 2), (300, 300, 300)])
-def test_of_many_rows_the_fit_keeps_256_and_of_dear_rungs_at_least_their_share(counts):
+def test_of_many_rows_the_fit_keeps_at_most_256_some_of_every_rung_and_of_the_target_at_least_its_share(counts):
     rungs = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     chosen = np.arange(len(rungs))
     kept = thinned(rungs, chosen)
     assert set(kept.tolist()) <= set(chosen.tolist())
     assert kept.tolist() == sorted(set(kept.tolist()))
-    assert len(kept) == MOST_TO_FIT
+    assert MOST_TO_FIT // 2 <= len(kept) <= MOST_TO_FIT
     of = {rung: int((rungs[kept] == rung).sum()) for rung in range(len(counts))}
     assert of[len(counts) - 1] >= min(counts[-1], MOST_TO_FIT // len([c for c in counts if c]))
     assert all(of[rung] > 0 for rung, count in enumerate(counts) if count)
 
 
 def test_rows_beyond_the_fit_still_condition():
-    weights = points(23, 6)
+    weights = points(26, 6)
     history = finished(History(), trials(weights, "top"), SyntheticEvaluator(PROBLEM, LADDER))
     found = learned(history)
-    assert refit_size(found.evidence.rungs, 1) < 23
+    assert refit_size(found.evidence.rungs, 1) < 52
     mean, _ = asked(found, "loss/e0", weights[-1:])
     assert mean[0] == pytest.approx(PROBLEM.losses(weights[-1:])[0, 0], abs=0.02)
