@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixopt import seeding
-from mixopt.constraints import FEASIBILITY_TOLERANCE, Constraints
+from mixopt.constraints import Constraints
 from mixopt.errors import ConfigError
 from mixopt.fidelity import Ladder
 from mixopt.mixture import Array, Mixture
@@ -60,11 +60,8 @@ class Baseline:
     pool: Pool | None = None
 
     def __post_init__(self) -> None:
-        if self.pool is not None and self.pool.domains != self.constraints.domains:
-            raise ConfigError(
-                f"the pool must have the domains {', '.join(self.constraints.domains)} in this order, "
-                f"got {', '.join(self.pool.domains)}; build both from the same table"
-            )
+        if self.pool is not None:
+            object.__setattr__(self, "pool", self.pool.within(self.constraints))
 
     @property
     def name(self) -> str:
@@ -80,11 +77,7 @@ class Baseline:
             names = [rung.name for rung in self.ladder for _ in points]
             prices = np.repeat([rung.cost for rung in self.ladder], len(points))
             return Pool(self.constraints.domains, np.tile(points, (len(self.ladder), 1)), tuple(names), prices)
-        inside = [i for i, w in enumerate(self.pool.weights) if self.constraints.violation(w) <= FEASIBILITY_TOLERANCE]
-        if not inside:
-            raise ConfigError("no run of the pool satisfies the constraints; relax them or offer other runs")
-        names = [self.pool.fidelities[i] for i in inside]
-        return Pool(self.pool.domains, self.pool.weights[inside], tuple(names), self.pool.prices[inside])
+        return self.pool
 
     def left(self, history: History) -> Rows:
         """Return the candidates not bought yet, in a random order that the seed fixes."""

@@ -38,6 +38,7 @@ class Batch:
         beliefs: Posterior with all pending runs believed; set by `open`.
         listed: The only runs that can be bought and are left, or None.
         dropped: Rungs that are not worth buying.
+        spent: {rung: charge of this batch's runs}.
     """
 
     constraints: Constraints
@@ -50,6 +51,7 @@ class Batch:
     beliefs: Beliefs | None = None
     listed: Pool | None = None
     dropped: frozenset[str] = frozenset()
+    spent: dict[str, float] = field(default_factory=dict)
 
     def affords(self, price: float) -> bool:
         """Whether what is left pays a charge."""
@@ -61,8 +63,7 @@ class Batch:
 
     def add(self, weights: Array, fidelity: str, price: float) -> None:
         """Add a fresh run before the surrogate is open: it is believed when it opens."""
-        self.budget -= price
-        self._take(weights, fidelity)
+        self._pay(weights, fidelity, price)
         self.added.append((weights, fidelity))
 
     def open(self, beliefs: Beliefs, history: History, evidence: Evidence) -> None:
@@ -88,14 +89,15 @@ class Batch:
 
     def buy(self, action: Action) -> None:
         """Pay for an action and believe it."""
-        self.budget -= action.price
-        self._take(action.weights, action.fidelity)
+        self._pay(action.weights, action.fidelity, action.price)
         self.number += 1
         start = action.parent.fidelity if action.parent else None
         self._believe(action.weights, action.fidelity, start, action.group)
         self.parents = [p for p in self.parents if action.parent is None or p.trial != action.parent.trial]
 
-    def _take(self, weights: Array, fidelity: str) -> None:
+    def _pay(self, weights: Array, fidelity: str, price: float) -> None:
+        self.budget -= price
+        self.spent[fidelity] = self.spent.get(fidelity, 0.0) + price
         self.taken.append((weights, fidelity))
         if self.listed is not None:
             self.listed = self.listed.without(weights, fidelity)

@@ -91,6 +91,8 @@ class MultiFidelityOptimizer:
             raise ConfigError(
                 f"kl_weight must be 0, or positive with a reference mixture, got {self.kl_weight:g}; name a reference"
             )
+        if self.pool is not None:
+            object.__setattr__(self, "pool", self.pool.within(self.constraints))
 
     @property
     def name(self) -> str:
@@ -100,13 +102,12 @@ class MultiFidelityOptimizer:
     def propose(self, history: History, num: int, *, budget: float) -> Sequence[Proposal]:
         """Return up to `num` proposals; empty when nothing is affordable or worth its price."""
         search = history.of(Role.SEARCH)
-        count = len(search.trials)
         listed = None if self.pool is None else self.pool.take(self.pool.left(search))
         batch = Batch(self.constraints, self.ladder, budget=budget, listed=listed)
         for trial in search.trials:
             if trial.status is not Status.DONE:
                 batch.taken.append((trial.mixture.over(self.constraints.domains).weights, trial.fidelity))
-        slots = self._design()[count : count + num]
+        slots = self._design(search, num)
         proposals = [self._begin(batch, slot) for slot in slots]
         if num > len(slots):
             proposals += self._buy(batch, history, num - len(slots))
@@ -148,13 +149,15 @@ class MultiFidelityOptimizer:
 
     def _begin(self, batch: Batch, slot: Slot) -> Proposal | None:
         """Turn a slot of the initial design into a proposal, if it is affordable and new."""
-        rung = affordable(slot.fidelity, self.ladder, batch.budget)
         mixture = self._mixture(slot.weights)
-        gone = batch.is_taken(mixture.weights, rung) if batch.listed is None and rung else False
-        if rung is None or gone:
+        if slot.price is not None:
+            rung = slot.fidelity if batch.affords(slot.price) else None
+        else:
+            rung = affordable(slot.fidelity, self.ladder, batch.budget)
+        if rung is None or (batch.listed is None and batch.is_taken(mixture.weights, rung)):
             logger.info("initial slot dropped fidelity=%s budget=%.3g", slot.fidelity, batch.budget)
             return None
-        batch.add(mixture.weights, rung, self.ladder.price(rung))
+        batch.add(mixture.weights, rung, self.ladder.price(rung) if slot.price is None else slot.price)
         reason = slot.reason if rung == slot.fidelity else f"{slot.reason}; moved to {rung}, which the budget pays"
         return Proposal(mixture, rung, None, reason, proposed_by=self.name)
 
@@ -164,12 +167,12 @@ class MultiFidelityOptimizer:
             return []
         state, count = self._state(history), len(history.of(Role.SEARCH).trials)
         batch.open(state.beliefs, history, state.surrogate.evidence)
-        dropped = self._unproven(state.surrogate, history)
-        batch.dropped = frozenset(dropped)
         seed = seeding.derive(self.seed, "propose", count)
         normals = antithetic_normals(NUM_NORMALS, len(self.objective.columns), seed)
         proposals: list[Proposal | None] = []
         for slot in range(num):
+            dropped = self._unproven(state.surrogate, history, batch)
+            batch.dropped = frozenset(dropped)
             action = batch.best(normals, seed=seeding.derive(seed, slot))
             if action is None or action.rate < self.price:
                 break
@@ -178,10 +181,13 @@ class MultiFidelityOptimizer:
                 batch.buy(action)
         return proposals
 
-    def _unproven(self, surrogate: Surrogate, history: History) -> dict[str, str]:
+    def _unproven(self, surrogate: Surrogate, history: History, batch: Batch) -> dict[str, str]:
         """Return {rung: why} of the cheap rungs that are not bought for now."""
         trials, target = history.of(Role.SEARCH).trials, len(self.ladder) - 1
-        spent = [sum(t.price(self.ladder) for t in trials if t.fidelity == rung.name) for rung in self.ladder]
+        spent = [
+            batch.spent.get(rung.name, 0.0) + sum(t.price(self.ladder) for t in trials if t.fidelity == rung.name)
+            for rung in self.ladder
+        ]
         return unproven(
             self.ladder,
             surrogate.rung_links(),
@@ -266,11 +272,14 @@ class MultiFidelityOptimizer:
                 verified=tuple(i for i, w in enumerate(pool) if w.tobytes() in measured),
             )
 
-    def _design(self) -> list[Slot]:
+    def _design(self, search: History, num: int) -> list[Slot]:
+        """Return the next slots of the initial design, at most `num`."""
+        count = len(search.trials)
         size = block_size(len(self.constraints.domains), self.ladder) if self.initial is None else self.initial
         if self.pool is not None:
-            return listed_design(size, pool=self.pool, ladder=self.ladder, seed=self.seed)
-        return initial_design(
+            missing, left = max(0, min(num, size - count)), self.pool.left(search)
+            return listed_design(missing, pool=self.pool, left=left, ladder=self.ladder, seed=self.seed)
+        design = initial_design(
             size,
             constraints=self.constraints,
             ladder=self.ladder,
@@ -278,6 +287,7 @@ class MultiFidelityOptimizer:
             center=self._center,
             seed=self.seed,
         )
+        return design[count : count + num]
 
     def _support(self, history: History) -> tuple[str, ...]:
         observed = {observation.trial for observation in history.observations}

@@ -143,7 +143,9 @@ class Market:
             with torch.no_grad():
                 predicted = beliefs.predicted(torch.tensor(pool.weights)).numpy()
             best = min(useful, key=lambda i: (-pool.prices[i], predicted[i]))
-        return Action(pool.weights[best], rungs[best], float(pool.prices[best]), float(gains[best]), self.group)
+        return Action(
+            pool.weights[best], pool.fidelities[best], float(pool.prices[best]), float(gains[best]), self.group
+        )
 
     def _check(self, actions: Sequence[Action]) -> Action:
         """Return the dearest fresh run there is: where nothing is left to gain, measure better what is best."""

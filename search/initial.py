@@ -35,11 +35,13 @@ class Slot:
         weights: (K,) feasible weights.
         fidelity: Name of the rung.
         reason: Why, in words.
+        price: Charge of a listed run, in target runs; None where the rung's applies.
     """
 
     weights: Array
     fidelity: str
     reason: str
+    price: float | None = None
 
 
 def initial_design(
@@ -85,13 +87,23 @@ def block_size(num_domains: int, ladder: Ladder) -> int:
     return max(FEWEST, min(most, int(BLOCK_SHARE * ladder.target.cost / cheapest)))
 
 
-def listed_design(num: int, *, pool: Pool, ladder: Ladder, seed: int) -> list[Slot]:
-    """Return `num` slots drawn at random from a list's runs at its cheapest rung."""
+def listed_design(num: int, *, pool: Pool, left: Array, ladder: Ladder, seed: int) -> list[Slot]:
+    """Return `num` slots drawn at random from a list's runs at its cheapest rung.
+
+    Args:
+        num: Size of the design.
+        pool: The list; the order of drawing depends on it alone.
+        left: Indices of its runs that are not bought yet.
+        ladder: All rungs.
+        seed: Root seed.
+    """
     names = np.array(pool.fidelities)
     rung = next(rung.name for rung in sorted(ladder, key=lambda rung: rung.cost) if (names == rung.name).any())
     rows = np.flatnonzero(names == rung)
-    drawn = seeding.generator(seed, "initial", "listed").permutation(rows)[:num]
-    return [Slot(pool.weights[row], rung, "initial design: random, cheap") for row in drawn]
+    order, there = seeding.generator(seed, "initial", "listed").permutation(rows), set(left.tolist())
+    drawn = [row for row in order if row in there]
+    reason = "initial design: random, cheap"
+    return [Slot(pool.weights[row], rung, reason, float(pool.prices[row])) for row in drawn[:num]]
 
 
 def _block(num: int, *, constraints: Constraints, ladder: Ladder, seed: int) -> list[Slot]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mixopt.constraints import FEASIBILITY_TOLERANCE, Constraints
 from mixopt.errors import ConfigError
 from mixopt.fidelity import Ladder
 from mixopt.mixture import Array, Mixture, readonly
@@ -61,6 +62,22 @@ class Pool:
         chosen = [int(row) for row in rows]
         names = tuple(self.fidelities[row] for row in chosen)
         return Pool(self.domains, self.weights[chosen], names, self.prices[chosen])
+
+    def within(self, constraints: Constraints) -> Pool:
+        """Return the pool of the feasible runs.
+
+        Raises:
+            ConfigError: If there is none, or the domains differ.
+        """
+        if self.domains != constraints.domains:
+            raise ConfigError(
+                f"the pool must have the domains {', '.join(constraints.domains)} in this order, "
+                f"got {', '.join(self.domains)}; build both from the same table"
+            )
+        inside = [i for i, w in enumerate(self.weights) if constraints.violation(w) <= FEASIBILITY_TOLERANCE]
+        if not inside:
+            raise ConfigError("no run of the pool satisfies the constraints; relax them or offer other runs")
+        return self.take(np.array(inside))
 
     def without(self, weights: Array, fidelity: str) -> Pool:
         """Return the pool without the first run of a mixture at a rung."""

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixopt.errors import ConfigError
 from mixopt.identity import fingerprint
 from mixopt.mixture import Array
 
@@ -305,9 +306,11 @@ def thinned(rungs: Array, chosen: Array) -> Array:
         return chosen
     left, kept = MOST_TO_FIT, []
     present = sorted(set(rungs[chosen].tolist()), reverse=True)
+    sizes = {rung: int((rungs[chosen] == rung).sum()) for rung in present}
     for place, rung in enumerate(present):
         own = chosen[rungs[chosen] == rung]
-        share = left if place == len(present) - 1 else max(left // 2, left // (len(present) - place))
+        others = sum(sizes[other] for other in present[place + 1 :])
+        share = max(left // 2, left // (len(present) - place), left - others)
         picked = own[np.unique(np.linspace(0, len(own) - 1, min(share, len(own))).round().astype(int))]
         kept.append(picked)
         left -= len(picked)
@@ -335,4 +338,7 @@ def _own_scale(values: Array, rungs: Array) -> float:
     freedom = len(values) - len(deviations)
     if freedom < 2:
         return DEFAULT_SCALE
-    return max(1e-3, float(np.sqrt(sum(float(d @ d) for d in deviations) / freedom)))
+    spread = float(np.sqrt(sum(float(d @ d) for d in deviations) / freedom))
+    if not np.isfinite(spread):
+        raise ConfigError(f"values up to {np.abs(values).max():.3g} are too large to be losses or scores; correct them")
+    return max(1e-3, spread)

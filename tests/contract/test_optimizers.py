@@ -369,9 +369,7 @@ def test_in_a_pool_prices_of_a_batch_stay_within_the_budget(name, budget):
         assert len(rows) <= 3
 
 
-def test_in_a_pool_every_row_costs_its_own_price(name, request):
-    if name == "mfbo":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="the design charges a rung's mean price"))
+def test_in_a_pool_every_row_costs_its_own_price(name):
     costs = np.concatenate([np.linspace(0.02, 0.18, 24), np.linspace(0.5, 1.5, 24)])
     case = Case.of(replace(a_case().table, costs=costs), "top", "mean(loss/*)")
     for seed in range(6):
@@ -379,9 +377,7 @@ def test_in_a_pool_every_row_costs_its_own_price(name, request):
         assert case.pool.prices[rows].sum() <= 0.25 + 1e-9
 
 
-def test_in_a_pool_rows_outside_the_constraints_are_neither_bought_nor_recommended(name, request):
-    if name == "mfbo":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="rows are not held against the constraints"))
+def test_in_a_pool_rows_outside_the_constraints_are_neither_bought_nor_recommended(name):
     case = a_case()
     for upper in ([0.3, 1.0, 1.0], [1.0, 0.3, 1.0], [1.0, 1.0, 0.3]):  # one of them is not where the best mixtures are
         constraints = Constraints(case.table.domains, np.zeros(3), np.array(upper))

@@ -179,7 +179,6 @@ def test_columns_of_which_no_run_has_both_are_predicted_and_their_mean_cannot_be
         Case.of(torn, "top", "mean(loss/*)")
 
 
-@pytest.mark.xfail(strict=True, reason="squares of losses beyond 1e154 overflow in the spread of a column")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_losses_whose_squares_overflow_are_predicted_or_refused():
     table = changed(lambda v, rows: 1e200 * v)

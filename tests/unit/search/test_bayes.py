@@ -408,7 +408,6 @@ def test_a_run_that_failed_is_paid_and_not_bought_again():
     assert (again[0].mixture, again[0].fidelity) != (first.mixture, first.fidelity)
 
 
-@pytest.mark.xfail(strict=True, reason="slots of the design are counted by trials: one may be bought already")
 def test_runs_that_others_bought_are_not_drawn_again_by_the_design():
     case = a_case()
     design = rows_of(case, in_pool(case).propose(History(), 4, budget=5.0), History())
@@ -417,7 +416,6 @@ def test_runs_that_others_bought_are_not_drawn_again_by_the_design():
     assert not set(rows) & set(design[1:])
 
 
-@pytest.mark.xfail(strict=True, reason="the design charges a rung's mean price, not the row's own")
 def test_the_design_charges_every_row_its_own_price():
     case = a_case(prices=np.concatenate([np.linspace(0.02, 0.18, 20), np.ones(20)]))
     spent = []
@@ -427,7 +425,6 @@ def test_the_design_charges_every_row_its_own_price():
     assert max(spent) <= 0.25 + 1e-9
 
 
-@pytest.mark.xfail(strict=True, reason="rows of a pool are not held against the constraints")
 def test_rows_of_the_pool_outside_the_constraints_are_neither_bought_nor_recommended():
     case = a_case()
     constraints = Constraints(case.table.domains, np.zeros(3), np.array([0.3, 1.0, 1.0]))
@@ -438,7 +435,6 @@ def test_rows_of_the_pool_outside_the_constraints_are_neither_bought_nor_recomme
     assert all(constraints.allows(mixture) for mixture in [*bought, *recommended])
 
 
-@pytest.mark.xfail(strict=True, reason="a slot too dear moves down the ladder, whether or not the pool has that run")
 def test_a_slot_that_is_too_dear_never_moves_to_a_run_that_the_pool_does_not_have():
     pool = Pool(("a", "b"), np.array([[0.3, 0.7], [0.6, 0.4]] * 2), ("mid", "mid", "top", "top"), np.ones(4))
     constraints = Constraints.simplex(pool.domains)
@@ -446,7 +442,6 @@ def test_a_slot_that_is_too_dear_never_moves_to_a_run_that_the_pool_does_not_hav
     assert {p.fidelity for p in optimizer.propose(History(), 2, budget=0.1)} <= set(pool.fidelities)
 
 
-@pytest.mark.xfail(strict=True, reason="what a batch buys itself does not count against the allowance")
 def test_one_batch_keeps_to_the_allowance_of_a_cheap_rung():
     """0.65 target runs before the first target run, so at most seven of the runs at 0.1 begin a batch."""
     proposals = in_pool(a_case()).propose(History(), 12, budget=9.0)

@@ -23,7 +23,8 @@ LADDER = ladder(0.1, 0.2, 1.0)
 
 
 def drawn(num, seed=0, pool=None):
-    return listed_design(num, pool=pool or a_pool(), ladder=LADDER, seed=seed)
+    pool = pool or a_pool()
+    return listed_design(num, pool=pool, left=np.arange(len(pool)), ladder=LADDER, seed=seed)
 
 
 def keys(slots):
