@@ -129,8 +129,9 @@ class Encoder:
 def _input_map(weights: Tensor) -> Tensor:
     """Return (M, 2K) log and root weights, both from 0 to 1.
 
-    Together they ranked unseen mixtures better than either alone (docs/log.md). The
-    slope of the root is bounded at 0 by a tiny offset.
+    The log ranks unseen mixtures better than the root; both together rank as well as the
+    log and are calibrated a little better (docs/log.md). The slope of the root is bounded
+    at 0 by a tiny offset.
     """
     low, high = np.log(LOG_OFFSET), np.log(1 + LOG_OFFSET)
     positive = weights.clamp_min(0)

@@ -91,7 +91,7 @@ class Layout:
     def prior(self) -> tuple[Tensor, Tensor]:
         """Return modes and spreads of all hyperparameters."""
         table = {
-            # In units of the typical distance of two mixtures; found on half of published 1M runs, see docs/log.md.
+            # In units of the typical distance of two mixtures; looked for on half of the published 1M training runs.
             "length": (math.log(1.6), 1.0),
             "amplitude": (math.log(self.residual_mode), 0.7),
             "stretch": (0.0, 0.3),

@@ -22,7 +22,7 @@ from . import simplex
 from .pool import Pool
 
 BLOCK_SHARE = 0.5  # of a target run: what the block may cost, so that the first target run is not late
-BLOCK_PER_DOMAIN = 2  # runs per degree of freedom; rank agreement on new mixtures saturates there (docs/log.md)
+BLOCK_PER_DOMAIN = 2  # runs per degree of freedom of a law that is linear in the weights
 FEWEST = 2
 AROUND_STRENGTH = 20.0  # Dirichlet concentration: a weight of 0.3 varies by about 0.1
 

@@ -8,7 +8,7 @@ predictor's ranking is right while its level is not (PROXIES 5 and 6), hence
 
 in units of the column's scale: the spread of m over feasible mixtures. Without a
 predictor m = 0 and the scale is the spread of y within rungs. What a cheap rung knows
-of the target is learned over all columns of the objective together (`links.py`).
+of the target is learned over several columns together (`links.py`).
 
 Hyperparameters are fitted to the first rows of a history, up to fixed sizes, and every
 row conditions the process: answers stay a function of the ordered history, and a fit is
@@ -157,7 +157,7 @@ class Surrogate:
     Attributes:
         encoder: From mixtures to rows.
         evidence: The rows to learn from.
-        pooled: Columns whose links are learned together: the objective's.
+        pooled: Columns whose links are learned together: the objective's, then others.
         memory: Fits of earlier histories, by all that determines them.
     """
 

@@ -16,6 +16,7 @@ import argparse
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -253,17 +254,24 @@ def as_table(header, config, runs, found):
 
 
 def summary(table):
-    """Return, as text, rank correlations between rungs and the share of variance that is noise."""
-    lines = []
+    """Return, as a markdown table, rank correlations between rungs and the share of variance that is noise."""
+    rungs = list(dict.fromkeys(table.fidelities))
+    pairs = list(combinations(rungs, 2))
+    head = ["column", *(f"ranks {a} to {b}" for a, b in pairs), *(f"noise {rung}" for rung in rungs)]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for kind in ("loss/", "score/"):
         names = [name for name in table.columns if name.startswith(kind)]
-        for column in (*names, f"mean({kind}*)"):
-            values = at_rungs(table, names if column not in names else [column])
-            *lower, top = values.values()
-            ranks = ", ".join(f"{r} {spearmanr(v, top).statistic:.2f}" for r, v in zip(values, lower, strict=False))
-            shares = ", ".join(f"{rung} {noise_share(table, v):.1%}" for rung, v in values.items())
-            lines.append(f"{column:<22} Spearman with the top rung: {ranks};  noise in variance: {shares}")
+        rows = [judged(table, at_rungs(table, [name]), pairs) for name in names]
+        found = dict(zip(names, rows, strict=True))
+        found |= {f"mean over {kind}": np.mean(rows, 0), f"mean({kind}*)": judged(table, at_rungs(table, names), pairs)}
+        lines += [f"| {name} | " + " | ".join(f"{value:.2f}" for value in row) + " |" for name, row in found.items()]
     return "\n".join(lines)
+
+
+def judged(table, values, pairs):
+    """Return Spearman correlations of pairs of rungs, then the share of noise at every rung."""
+    ranks = [spearmanr(values[a], values[b]).statistic for a, b in pairs]
+    return [*ranks, *(noise_share(table, v) for v in values.values())]
 
 
 def at_rungs(table, names):
