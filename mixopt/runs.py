@@ -26,7 +26,7 @@ _KNOWN = ("run", "fidelity", "seed", "parent", "params", "tokens", "cost", "reas
 _PREFIXES = ("weight/", *KINDS, "noise/")
 
 
-def read_runs(path: Path, *, measured: bool = True) -> RunsTable:
+def read_runs(path: Path | str, *, measured: bool = True) -> RunsTable:
     """Read a runs table from CSV or parquet; what was changed or ignored is in its notes.
 
     A missing `fidelity` means one rung called `target`. A missing `cost` is params x
@@ -40,13 +40,16 @@ def read_runs(path: Path, *, measured: bool = True) -> RunsTable:
     Raises:
         ConfigError: If it is no such table; the message names file, column and rows.
     """
+    path = Path(path)
     sheet = read_sheet(path)
     with located(path):
         _check_headers(sheet, measured=measured)
         return _table(sheet)
 
 
-def read_mixtures(path: Path, domains: Sequence[str]) -> tuple[tuple[str, ...], tuple[Mixture, ...], tuple[str, ...]]:
+def read_mixtures(
+    path: Path | str, domains: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[Mixture, ...], tuple[str, ...]]:
     """Read mixtures from the columns `run` and `weight/<domain>` of a CSV or parquet file; others are not looked at.
 
     Args:
@@ -59,6 +62,7 @@ def read_mixtures(path: Path, domains: Sequence[str]) -> tuple[tuple[str, ...], 
     Raises:
         ConfigError: If a column is missing or wrong, or a domain that is not in `domains` has weight.
     """
+    path = Path(path)
     sheet = read_sheet(path)
     with located(path):
         _check_headers(sheet, measured=False)
@@ -71,7 +75,7 @@ def read_mixtures(path: Path, domains: Sequence[str]) -> tuple[tuple[str, ...], 
         return runs, tuple(Mixture(found, row).over(domains) for row in table.weights), notes
 
 
-def write_runs(table: RunsTable, path: Path) -> None:
+def write_runs(table: RunsTable, path: Path | str) -> None:
     """Write a runs table as CSV or parquet; reading it gives every value back to the last bit, notes aside.
 
     Raises:

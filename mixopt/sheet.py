@@ -92,24 +92,25 @@ def listed(items: Iterable[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Path | str) -> str:
     """Return `.csv` or `.parquet`.
 
     Raises:
         ConfigError: If the name ends in something else.
     """
-    kind = path.suffix.lower()
+    kind = Path(path).suffix.lower()
     if kind not in SUFFIXES:
         raise ConfigError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}; rename or convert the file")
     return kind
 
 
-def read_sheet(path: Path) -> Sheet:
+def read_sheet(path: Path | str) -> Sheet:
     """Read a CSV or parquet file; a column without header is called `Unnamed: <number>`.
 
     Raises:
         ConfigError: If the file is missing, empty, damaged, of another kind, or two columns share a name.
     """
+    path = Path(path)
     kind = kind_of(path)
     if not path.is_file():
         raise ConfigError(
@@ -125,7 +126,7 @@ def read_sheet(path: Path) -> Sheet:
     return Sheet(dict(zip(names, columns, strict=True)))
 
 
-def write_sheet(path: Path, columns: Mapping[str, Sequence[Cell] | Array]) -> None:
+def write_sheet(path: Path | str, columns: Mapping[str, Sequence[Cell] | Array]) -> None:
     """Write columns as CSV or parquet, whole or not at all; NaN and None become missing cells.
 
     Args:
@@ -136,7 +137,7 @@ def write_sheet(path: Path, columns: Mapping[str, Sequence[Cell] | Array]) -> No
         ConfigError: If the suffix is neither .csv nor .parquet.
     """
     write = {".csv": _write_csv, ".parquet": _write_parquet}[kind_of(path)]
-    with atomic_path(path) as temporary:
+    with atomic_path(Path(path)) as temporary:
         write(temporary, columns)
 
 

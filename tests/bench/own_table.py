@@ -3,13 +3,13 @@
     python tests/bench/own_table.py tests/data/own_runs.csv [--cache runs/own_table] [--stacks 9]
 
 Trains 32 mixtures of the eight built-in domains (half drawn uniformly from the simplex, half
-dense) and 4 replicates on one thread, about 10 CPU minutes. Finished stacks are kept, so a
+dense) and 4 replicates on one thread, about 16 CPU minutes. Finished stacks are kept, so a
 killed run goes on. At every rung it records, with the averaged weights, loss and top-1 accuracy
 of the next token on the quickstart's evaluation sets, and the accuracy of choosing the sentence
 whose words are in order. Ends with how well rungs agree and how much of the variance is noise.
 It is no study: nothing is searched, and no trial informs another.
 
-    N rows (trials times rungs), K domains, R rows of text, L positions
+    K domains, T tokens of all options
 """
 
 import argparse
