@@ -26,7 +26,7 @@ J columns, M pool points, S normals, B actions, K domains; objective units.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 
 import torch
@@ -147,17 +147,7 @@ class Beliefs:
         same = torch.nonzero((self.pool == weights).all(-1))[:, 0].tolist()
         target = self.columns[0].target in rungs
         verified = tuple(sorted({*self.verified, *same})) if target else self.verified
-        return Beliefs(
-            self.encoder,
-            columns,
-            self.reduction,
-            self.penalty,
-            self.pool,
-            self.encoded,
-            self.correlation,
-            self.closed,
-            verified,
-        )
+        return replace(self, columns=columns, verified=verified)
 
     @cached_property
     def yardstick(self) -> Tensor:
