@@ -69,6 +69,7 @@ class Beliefs:
         correlation: (J, J) correlation of the columns' errors.
         closed: Whether only these may be, not the mixture of any run.
         verified: Indices of the pool's mixtures that were measured at the target.
+        alternatives: What would be believed under other links of the cheap rungs, equally probable.
         rows: Per column, the pool at the target rung.
         halves: Per column, the pool's whitened covariances (N, M).
         means: (M, J) posterior means.
@@ -84,6 +85,7 @@ class Beliefs:
     correlation: Tensor
     closed: bool = False
     verified: tuple[int, ...] = ()
+    alternatives: tuple[Beliefs, ...] = ()
     rows: tuple[gp.Prepared, ...] = field(init=False)
     halves: tuple[Tensor, ...] = field(init=False)
     means: Tensor = field(init=False)
@@ -137,7 +139,8 @@ class Beliefs:
 
     def may_be_best(self, weights: Tensor) -> Tensor:
         """Return (B,) whether (B, K) mixtures are predicted within the bar."""
-        return self.predicted(weights) <= self.bar + 1e-12
+        able = self.predicted(weights) <= self.bar + 1e-12
+        return reduce(torch.logical_or, (other.may_be_best(weights) for other in self.alternatives), able)
 
     def believe(self, weights: Tensor, rungs: Sequence[int], group: float) -> Beliefs:
         """Add a pending run of (K,) weights that will be observed at some rungs."""
@@ -147,7 +150,8 @@ class Beliefs:
         same = torch.nonzero((self.pool == weights).all(-1))[:, 0].tolist()
         target = self.columns[0].target in rungs
         verified = tuple(sorted({*self.verified, *same})) if target else self.verified
-        return replace(self, columns=columns, verified=verified)
+        others = tuple(other.believe(weights, rungs, group) for other in self.alternatives)
+        return replace(self, columns=columns, verified=verified, alternatives=others)
 
     @cached_property
     def yardstick(self) -> Tensor:
@@ -161,7 +165,15 @@ class Beliefs:
         return weights
 
     def improvement(self, weights: Tensor, normals: Tensor) -> Tensor:
-        """Return (B,) expected improvements of (B, K) mixtures on the yardstick; normals (S, J)."""
+        """Return (B,) expected improvements of (B, K) mixtures on the yardstick; normals (S, J).
+
+        What a cheap rung's favorite is worth depends on how the rung is linked to the target. The first
+        target run trusts it, the second one doubts it (the lowest of the alternatives): together they
+        tell. Later ones average over what is still possible.
+        """
+        if self.alternatives:
+            others = self.alternatives[:1] if len(self.verified) == 1 else self.alternatives
+            return torch.stack([other.improvement(weights, normals) for other in others]).mean(0)
         encoded, against = self.encoder.encode(weights), self.yardstick
         terms = [self._contrast(index, encoded) for index in range(len(self.columns))]
         means, stds = (torch.stack([term[i] for term in terms], dim=-1) for i in (0, 1))

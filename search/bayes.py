@@ -254,23 +254,30 @@ class MultiFidelityOptimizer:
     def _surrogate(self, evidence: Evidence) -> Surrogate:
         own = self.objective.columns
         other = sorted({name for row in evidence.columns for name in row} - set(own))
-        return Surrogate(self._encoder, evidence, (*own, *other[: max(0, MOST_POOLED - len(own))]), self._fits)
+        pooled = (*own, *other[: max(0, MOST_POOLED - len(own))])
+        whole = None
+        if self.predictor is None and len(own) > 1:
+            whole = Surrogate(self._encoder, evidence.combined("objective", self.objective), ("objective",), self._fits)
+        return Surrogate(self._encoder, evidence, pooled, self._fits, whole)
 
     def _beliefs(self, surrogate: Surrogate, pool: Array) -> Beliefs:
         evidence, points = surrogate.evidence, torch.tensor(pool)
         measured = {w.tobytes() for w in evidence.weights[evidence.rungs == len(self.ladder) - 1]}
+        names = self.objective.columns
         with torch.no_grad():
-            return Beliefs(
+            believed = Beliefs(
                 self._encoder,
-                tuple(surrogate.column(name) for name in self.objective.columns),
+                tuple(surrogate.column(name) for name in names),
                 Reduction.of(self.objective),
                 self._penalty,
                 points,
                 self._encoder.encode(points),
-                torch.tensor(surrogate.correlation(self.objective.columns)),
+                torch.tensor(surrogate.correlation(names)),
                 closed=self.pool is not None,
                 verified=tuple(i for i, w in enumerate(pool) if w.tobytes() in measured),
             )
+            others = tuple(replace(believed, columns=columns) for columns in surrogate.alternatives(names))
+            return replace(believed, alternatives=others)
 
     def _design(self, search: History, num: int) -> list[Slot]:
         """Return the next slots of the initial design, at most `num`."""

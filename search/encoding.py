@@ -7,7 +7,7 @@ predictor knows, M mixtures, N observations. Nothing is fitted here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from mixopt.constraints import Constraints
 from mixopt.errors import ConfigError
 from mixopt.fidelity import Ladder
 from mixopt.mixture import Array
+from mixopt.objective import Objective
 from mixopt.observation import History, Role, Trial
 from mixopt.protocols import Predictor
 
@@ -188,6 +189,14 @@ class Evidence:
         if name is None:
             return [*arrays, [dict(self.columns[i]) for i in rows], [dict(self.noise[i]) for i in rows]]
         return [*arrays, [self.columns[i][name] for i in rows], [self.noise[i].get(name, 0.0) for i in rows]]
+
+    def combined(self, name: str, objective: Objective) -> Evidence:
+        """Return the same rows with the objective as their only column, where they have all of its columns."""
+        values: list[dict[str, float]] = [
+            {name: float(objective.value(row))} if all(column in row for column in objective.columns) else {}
+            for row in self.columns
+        ]
+        return replace(self, columns=tuple(values), noise=({},) * len(values))
 
     def select(self, name: str, *, experts: bool) -> Array:
         """Return indices of the rows that have a column; an expert's only if `experts`."""

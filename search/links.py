@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 
 GRID = np.linspace(-2.0, 3.5, 23)  # atanh of the link: -0.96 to 0.998
 COLUMN_SPREAD = 0.4  # of columns around their common link, in atanh
+WHOLE_SPREAD = 0.8  # of the objective's link around that of its columns: what they have in common may be shared less
+DOUBT, DOUBT_MODE, DOUBT_SPREAD = 0.2, -0.6, 0.8  # share of the prior, in atanh, of rungs that mislead
 ENOUGH_TARGETS = 3  # runs at the target before a link is judged; two hardly tell a slope from noise
+NUM_STRATA = 5
 ALLOWANCE = 0.15  # target runs' worth of cheap runs per target run that may be bought on trust
 
 
@@ -53,6 +56,21 @@ class Link:
         return not self.low <= 0 <= self.high
 
 
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """What J columns together know of a rung's links to the target.
+
+    Attributes:
+        means: (J,) posterior mean links.
+        typical: The link of a typical column.
+        strata: (W, J) mean links if the common one lies in each of W equally probable ranges, lowest first.
+    """
+
+    means: Array
+    typical: Link
+    strata: Array
+
+
 def measure(posterior: gp.Posterior, rung: int) -> Array:
     """Return (G,) log evidences of a column for each link of a rung; flat where rows say nothing."""
     rungs = posterior.rows[:, -2].long()
@@ -64,25 +82,27 @@ def measure(posterior: gp.Posterior, rung: int) -> Array:
     return np.array([posterior.with_links(link).log_evidence() for link in links])
 
 
-def pool(evidences: Sequence[Array]) -> tuple[Array, Link]:
-    """Return (J,) posterior mean links of the columns, and what a typical column's is.
+def pool(evidences: Sequence[Array], whole: Array | None = None) -> Pooled:
+    """Learn the links of one rung from J columns and, if it is given, from their objective.
 
     Args:
         evidences: J arrays (G,), from `measure`.
+        whole: (G,) likewise of the objective's own values, or None.
     """
-    columns = np.stack(list(evidences))
+    columns, shown = np.stack(list(evidences)), np.tanh(GRID)
     near = _normal(GRID[:, None], GRID, COLUMN_SPREAD)  # log N(u; m): (m, u)
-    prior = _normal(GRID, gp.LINK_MODE, gp.LINK_SPREAD)
     about = logsumexp(columns[:, None] + near, axis=-1)  # (J, m)
-    total = about.sum(0) + prior
-    means = [
-        _mean(np.exp(_normalized(_carry(total - own, near) + column)))
-        for own, column in zip(about, columns, strict=True)
-    ]
-    common = np.exp(_normalized(total))
-    reached = np.cumsum(common)
-    low, high = (float(np.tanh(GRID[np.searchsorted(reached, level)])) for level in (0.05, 0.95))
-    return np.array(means), Link(_mean(common), low, high)
+    common = np.exp(_normalized(about.sum(0) + _prior()))
+    # A column's link given m: what the others say of m, carried over, times its own evidence.
+    given = np.exp(columns[:, None] + near - about[..., None])  # (J, m, u), each row a density over u
+    means, strata = given @ shown @ common, _strata(common) @ (given @ shown).T
+    if whole is None:
+        return Pooled(means, _link(common), strata)
+    total = np.exp(
+        _normalized(logsumexp(np.log(common)[:, None] + _normal(GRID[:, None], GRID, WHOLE_SPREAD), 0) + whole)
+    )
+    typical, caps = _link(total), _strata(total) @ shown
+    return Pooled(np.minimum(means, typical.mean), typical, np.minimum(strata, caps[:, None]))
 
 
 def unproven(
@@ -112,9 +132,24 @@ def unproven(
     return reasons
 
 
-def _carry(log_common: Array, near: Array) -> Array:
-    """Return the (G,) log density of one column's link given a density of the common one."""
-    return np.asarray(logsumexp(_normalized(log_common)[:, None] + near, axis=0))
+def _prior() -> Array:
+    """Return the (G,) log prior of a common link: most rungs know much of the target, some mislead."""
+    usual = _normal(GRID, gp.LINK_MODE, gp.LINK_SPREAD) + np.log(1 - DOUBT)
+    return np.asarray(np.logaddexp(usual, _normal(GRID, DOUBT_MODE, DOUBT_SPREAD) + np.log(DOUBT)))
+
+
+def _link(density: Array) -> Link:
+    reached = np.cumsum(density)
+    low, high = (float(np.tanh(GRID[np.searchsorted(reached, level)])) for level in (0.05, 0.95))
+    return Link(float(density @ np.tanh(GRID)), low, high)
+
+
+def _strata(density: Array) -> Array:
+    """Cut a (G,) density into (NUM_STRATA, G) densities of equal mass, lowest first."""
+    edges = np.concatenate([[0.0], np.cumsum(density)])
+    cuts = np.linspace(0, edges[-1], NUM_STRATA + 1)
+    shares = np.minimum(edges[1:], cuts[1:, None]) - np.maximum(edges[:-1], cuts[:-1, None])
+    return np.asarray(np.maximum(shares, 0) * NUM_STRATA / edges[-1])
 
 
 def _normal(x: Array, mean: Array | float, spread: float) -> Array:
@@ -124,7 +159,3 @@ def _normal(x: Array, mean: Array | float, spread: float) -> Array:
 
 def _normalized(log_density: Array) -> Array:
     return np.asarray(log_density - logsumexp(log_density))
-
-
-def _mean(density: Array) -> float:
-    return float(density @ np.tanh(GRID))

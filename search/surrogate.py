@@ -42,6 +42,7 @@ REFIT_GROWTH = 1.2
 UNDERSTATED = 1.15
 SURE_OF_SPREAD = 10.0  # rows that the processes' own standard deviations count for
 SHARED_ERROR, SURE_OF_SHARED = 0.3, 10.0  # correlation of columns' errors before there are rows, and its weight in rows
+SAME_LINKS = 0.1  # range of a link over its strata below which they count as one
 MOST_TO_FIT = 256  # rows a fit looks at; all rows condition
 _REMEMBERED = 256
 
@@ -122,6 +123,10 @@ class Column:
         """Return the (M, M) posterior covariance of the seed average, squared column units."""
         return self.deviation**2 * self.posterior.covariance(rows)
 
+    def linked(self, links: Tensor) -> Column:
+        """Return the posterior under other links (R-1,) to the target."""
+        return replace(self, posterior=self.posterior.with_links(links))
+
     def believe(self, encoded: Encoded, rungs: Tensor, group: float) -> Column:
         """Condition on runs that are being observed, at their posterior means."""
         return replace(self, posterior=self.posterior.believe(self.units.rows(encoded, rungs, group)))
@@ -159,15 +164,17 @@ class Surrogate:
         evidence: The rows to learn from.
         pooled: Columns whose links are learned together: the objective's, then others.
         memory: Fits of earlier histories, by all that determines them.
+        whole: The objective's own values as one column, whose link caps the columns'; or None.
     """
 
     encoder: Encoder
     evidence: Evidence
     pooled: tuple[str, ...] = ()
     memory: OrderedDict[str, Fit] = field(default_factory=OrderedDict, repr=False)
+    whole: Surrogate | None = None
     _columns: dict[str, Column] = field(default_factory=dict, init=False, repr=False)
     _fits: dict[str, Fit] = field(default_factory=dict, init=False, repr=False)
-    _links: list[tuple[Array, links.Link]] = field(default_factory=list, init=False, repr=False)
+    _links: list[links.Pooled] = field(default_factory=list, init=False, repr=False)
 
     def column(self, name: str) -> Column:
         """Return a column's posterior; known to predictor or history or not."""
@@ -177,7 +184,7 @@ class Surrogate:
 
     def with_evidence(self, evidence: Evidence) -> Surrogate:
         """Return the same fits for evidence with equal rows and other pending trials."""
-        same = Surrogate(self.encoder, evidence, self.pooled, self.memory)
+        same = replace(self, evidence=evidence)
         same._columns.update(self._columns)
         same._fits.update(self._fits)
         same._links.extend(self._links)
@@ -190,7 +197,24 @@ class Surrogate:
 
     def rung_links(self) -> tuple[links.Link, ...]:
         """Return what is believed of each rung's link to the target, the target left out."""
-        return tuple(link for _, link in self._pooled_links())
+        return tuple(pooled.typical for pooled in self._pooled_links())
+
+    def alternatives(self, names: Sequence[str]) -> list[tuple[Column, ...]]:
+        """Return the columns as they would be under other links, equally probable; none where links hardly matter.
+
+        Rungs move together: all are linked less than believed, or all more.
+        """
+        strata = [pooled.strata for pooled in self._pooled_links()]
+        if not strata or max(float(np.ptp(links, axis=0).max()) for links in strata) < SAME_LINKS:
+            return []
+        places = [self.pooled.index(name) for name in names]
+        return [
+            tuple(
+                self.column(name).linked(torch.tensor([links[world, place] for links in strata]))
+                for name, place in zip(names, places, strict=True)
+            )
+            for world in range(len(strata[0]))
+        ]
 
     def correlation(self, names: Sequence[str]) -> Array:
         """Return the (J, J) correlation of the columns' errors, from residuals that were left out.
@@ -209,20 +233,21 @@ class Surrogate:
         weight = len(common) / (len(common) + SURE_OF_SHARED)
         return np.asarray(weight * second / np.outer(own, own) + (1 - weight) * prior)
 
-    def _pooled_links(self) -> list[tuple[Array, links.Link]]:
-        """Return per rung the links of the pooled columns and of a typical one; computed once."""
+    def _pooled_links(self) -> list[links.Pooled]:
+        """Return per rung what the pooled columns know of its links; computed once."""
         if not self._links and self.pooled:
             fits = [self._fit(name) for name in self.pooled]
             for rung in range(len(self.evidence.positions) - 1):
-                self._links.append(links.pool([fit.evidences[rung] for fit in fits]))
+                whole = None if self.whole is None else self.whole._fit(self.whole.pooled[0]).evidences[rung]
+                self._links.append(links.pool([fit.evidences[rung] for fit in fits], whole))
         return self._links
 
     def _own_links(self, name: str) -> Tensor:
         if name in self.pooled:
-            return torch.tensor([means[self.pooled.index(name)] for means, _ in self._pooled_links()])
+            return torch.tensor([found.means[self.pooled.index(name)] for found in self._pooled_links()])
         fits = [self._fit(other) for other in (*self.pooled, name)]
         rungs = range(len(self.evidence.positions) - 1)
-        return torch.tensor([links.pool([fit.evidences[rung] for fit in fits])[0][-1] for rung in rungs])
+        return torch.tensor([links.pool([fit.evidences[rung] for fit in fits]).means[-1] for rung in rungs])
 
     def _learn(self, name: str) -> Column:
         """Condition a column on all its rows, with the hyperparameters of its fit."""

@@ -216,3 +216,46 @@ def test_samples_have_the_means_and_deviations_of_the_posterior():
     spread = 0.5 * stds.square().sum(-1).sqrt()  # of the mean of two independent columns
     assert float(((samples.mean(0) - state.objective()) / spread).abs().max()) < 0.05
     assert torch.allclose(samples.std(0), spread, rtol=0.05)
+
+
+def alternatives(state):
+    """The same state with what is believed under links from against the target to almost equal."""
+    linked = (tuple(c.linked(torch.tensor([link])) for c in state.columns) for link in (-0.7, 0.3, 0.99))
+    return tuple(replace(state, columns=columns) for columns in linked)
+
+
+@pytest.mark.parametrize("num_verified", [0, 2])
+def test_a_target_run_is_worth_the_average_over_links(num_verified):
+    with torch.no_grad():
+        verified = tuple(range(num_verified))
+        state = replace(beliefs(), verified=verified)
+        others, weights = alternatives(state), points(20, 3)
+        averaged = replace(state, alternatives=others).improvement(weights, NORMALS)
+        expected = torch.stack([other.improvement(weights, NORMALS) for other in others]).mean(0)
+    assert torch.allclose(averaged, expected)
+
+
+def test_the_second_target_run_doubts_the_cheap_rung():
+    with torch.no_grad():
+        state = replace(beliefs(), verified=(0,))
+        others, weights = alternatives(state), points(20, 3)
+        found = replace(state, alternatives=others).improvement(weights, NORMALS)
+        assert torch.allclose(found, others[0].improvement(weights, NORMALS))
+
+
+def test_what_may_be_best_under_some_link_may_be_bought():
+    with torch.no_grad():
+        state, weights = beliefs(), points(200, 4)
+        others = alternatives(state)
+        able = replace(state, alternatives=others).may_be_best(weights)
+        assert bool((able >= state.may_be_best(weights)).all())
+        for other in others:
+            assert bool((able >= other.may_be_best(weights)).all())
+
+
+def test_a_pending_run_is_believed_under_every_link():
+    with torch.no_grad():
+        state = beliefs()
+        state = replace(state, alternatives=alternatives(state)).believe(points(1, 5)[0], [1], FRESH)
+        sizes = {len(column.posterior.values) for other in state.alternatives for column in other.columns}
+        assert sizes == {len(state.columns[0].posterior.values)}

@@ -23,10 +23,14 @@ def peaked(at, width=0.15):
     return -0.5 * ((GRID - at) / width) ** 2
 
 
-def prior_mean(spread):
-    """Mean link under atanh(link) ~ N(mode, spread^2) on the grid."""
-    density = norm.pdf(GRID, gp.LINK_MODE, spread)
-    return float(density @ np.tanh(GRID) / density.sum())
+def prior_mean(extra=0.0):
+    """Mean link on the grid under the prior, its spreads widened by another."""
+    usual, doubt = (
+        norm.pdf(GRID, mode, np.hypot(spread, extra))
+        for mode, spread in ((gp.LINK_MODE, gp.LINK_SPREAD), (links.DOUBT_MODE, links.DOUBT_SPREAD))
+    )
+    density = (1 - links.DOUBT) * usual / usual.sum() + links.DOUBT * doubt / doubt.sum()
+    return float(density @ np.tanh(GRID))
 
 
 def columns_of(draws, num, signs, seed):
@@ -58,47 +62,77 @@ def surrogate(sign, *, seed=0, num_low=30, num_top=12, columns=3):
 
 
 def test_flat_evidence_leaves_the_prior():
-    means, typical = links.pool([np.zeros(len(GRID))] * 3)
-    assert typical.mean == pytest.approx(prior_mean(gp.LINK_SPREAD), abs=1e-6)
+    found = links.pool([np.zeros(len(GRID))] * 3)
+    assert found.typical.mean == pytest.approx(prior_mean(), abs=1e-6)
     # A column varies around the common link: the variances add up, but for the ends of the grid.
-    assert np.allclose(means, prior_mean(np.hypot(gp.LINK_SPREAD, links.COLUMN_SPREAD)), atol=0.02)
+    assert np.allclose(found.means, prior_mean(links.COLUMN_SPREAD), atol=0.02)
 
 
 def test_an_offset_of_the_evidence_means_nothing():
     one, two = (links.pool([peaked(0.5) + offset, peaked(1.0)]) for offset in (0.0, -1e4))
-    assert np.allclose(one[0], two[0])
-    assert (one[1].mean, one[1].low, one[1].high) == pytest.approx((two[1].mean, two[1].low, two[1].high))
+    assert np.allclose(one.means, two.means)
+    assert (one.typical.mean, one.typical.low, one.typical.high) == pytest.approx(
+        (two.typical.mean, two.typical.low, two.typical.high)
+    )
 
 
 @pytest.mark.parametrize("at", [-1.0, -0.5, 0.0, 0.5, 1.5, 2.5])
 def test_a_column_that_knows_its_link_gets_it(at):
-    means, _ = links.pool([peaked(at)])
-    assert means[0] == pytest.approx(np.tanh(at), abs=0.05)
+    assert links.pool([peaked(at)]).means[0] == pytest.approx(np.tanh(at), abs=0.05)
 
 
 def test_columns_that_agree_narrow_the_interval():
-    one, many = (links.pool([peaked(0.5, 0.5)] * num)[1] for num in (1, 13))
+    one, many = (links.pool([peaked(0.5, 0.5)] * num).typical for num in (1, 13))
     assert many.high - many.low < 0.6 * (one.high - one.low)
     assert many.low < np.tanh(0.5) < many.high
 
 
 def test_a_column_without_evidence_learns_from_the_others():
     flat = np.zeros(len(GRID))
-    alone, with_others = links.pool([flat])[0][0], links.pool([flat, *[peaked(-0.5)] * 8])[0][0]
+    alone, with_others = (links.pool(some).means[0] for some in ([flat], [flat, *[peaked(-0.5)] * 8]))
     assert with_others < 0 < alone
 
 
 def test_the_order_of_columns_changes_nothing():
     evidences = [peaked(-0.5), peaked(0.5, 0.6), peaked(1.5)]
     one, two = links.pool(evidences), links.pool(evidences[::-1])
-    assert np.allclose(one[0], two[0][::-1])
-    assert one[1].mean == pytest.approx(two[1].mean)
+    assert np.allclose(one.means, two.means[::-1])
+    assert one.typical.mean == pytest.approx(two.typical.mean)
 
 
 def test_the_interval_is_ordered_and_inside_minus_one_and_one():
     for at in (-2.0, 0.0, 3.5):
-        _, link = links.pool([peaked(at)] * 5)
+        link = links.pool([peaked(at)] * 5).typical
         assert -1 < link.low <= link.high < 1
+
+
+def test_strata_rise_and_average_to_the_mean_links():
+    found = links.pool([peaked(0.5, 0.6), peaked(1.0, 0.8), np.zeros(len(GRID))])
+    assert found.strata.shape == (links.NUM_STRATA, 3)
+    assert np.allclose(found.strata.mean(0), found.means)
+    assert (np.diff(found.strata, axis=0) >= -1e-12).all()
+
+
+def test_before_there_are_target_runs_the_lowest_stratum_doubts_the_sign():
+    strata = links.pool([np.zeros(len(GRID))] * 4).strata
+    assert (strata[0] < 0).all()
+    assert (strata[-1] > 0.9).all()
+
+
+def test_columns_are_trusted_no_more_than_their_objective():
+    high = [peaked(2.0)] * 5
+    free, capped = links.pool(high), links.pool(high, peaked(0.3))
+    assert (free.means > 0.9).all()
+    assert capped.typical.mean < 0.5
+    assert (capped.means <= capped.typical.mean).all()
+    assert (capped.strata <= free.strata + 1e-12).all()
+
+
+def test_an_objective_that_shows_nothing_follows_its_columns_loosely():
+    columns = [peaked(1.5)] * 5
+    without, flat = links.pool(columns).typical, links.pool(columns, np.zeros(len(GRID))).typical
+    assert flat.low < without.low <= without.mean
+    assert flat.mean > 0.6
 
 
 def test_a_rung_without_rows_says_nothing_about_its_link():
