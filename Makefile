@@ -12,7 +12,7 @@ STUDY ?= experiments/studies/quickstart.yaml
 BIN := $(VENV)/bin
 LOG := $(VENV)/install.log
 
-.PHONY: run test setup setup-test check format bench bench-replay bench-hard clean
+.PHONY: run test setup setup-test check format bench bench-proxies bench-replay bench-hard clean
 
 run: setup
 	@$(BIN)/mixopt run $(STUDY)
@@ -52,9 +52,16 @@ format:
 # Our own measurements; results are in docs/log.md.
 bench: setup
 	$(BIN)/mixopt check $(STUDY)
-	$(BIN)/python tests/bench/recipe.py runs/quickstart ema=0.98 ema=0.99 ema=0.995 ema=0.98,learning_rate=4e-3 ema=0.98,learning_rate=8e-3
+	$(BIN)/mixopt bench lr $(STUDY)
+	$(BIN)/mixopt bench moe-vs-dense $(STUDY)
+	$(BIN)/mixopt bench warmstart $(STUDY) --seeds 2
+	$(BIN)/python tests/bench/recipe.py $(STUDY) ema=0.98 ema=0.99 ema=0.995
 	$(BIN)/python tests/bench/regret.py 0.1
 	$(BIN)/python tests/bench/regret.py 0.3
+
+# The trainer against Hugging Face's models of the same sizes (docs/benchmarks.md).
+bench-proxies: setup-test
+	$(BIN)/python tests/bench/proxies.py
 
 # Optimizers on published runs and on hard cases (docs/benchmarks.md); both resume. REGMIX is the folder data/ of sail-sg/regmix.
 bench-replay: setup-test

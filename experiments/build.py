@@ -32,6 +32,7 @@ from mixopt.protocols import Executor, Optimizer, Predictor, Tracker
 from mixopt.service import RECOMMENDED, Plan
 from mixopt.storage import RunDirectory, read_json, write_text
 from mixopt.study import Header, Study
+from mixopt.warm_start import WarmStart
 
 if TYPE_CHECKING:
     from mixopt.mde import MDE
@@ -101,28 +102,51 @@ def locate(study: Path, directory: Path | None = None) -> Location:
     return Location(config, (directory or Path("runs") / config.name).resolve())
 
 
-def proxy_models(config: StudyConfig, vocab_size: int) -> dict[str, ProxyConfig]:
-    """Return {model name: shape} of all rungs."""
-    from mixopt.proxies.config import ProxyConfig
+def rung_models(config: StudyConfig, vocab_size: int) -> dict[str, tuple[str, ProxyConfig]]:
+    """Return {rung: (model name, shape and recipe)}.
 
-    fields = config.proxy.model_dump()
-    return {
-        name: ProxyConfig(vocab_size, **{**fields, "depth": depth})
-        for name, depth in {_model_name(config, r.depth): r.depth or config.proxy.depth for r in config.ladder}.items()
-    }
+    Rungs of one depth share a recipe, so that a run may be continued to the next: where
+    learning rate or batch size follow from a run's length, it is that of the longest.
+    With decay a run is good for its own rung only, so every rung is a model of its own.
+    """
+    from mixopt.proxies.laws import recipe
+
+    models = {}
+    for rung in config.ladder:
+        depth = rung.depth or config.proxy.depth
+        alike = [r.tokens for r in config.ladder if (r.depth or config.proxy.depth) == depth]
+        longest = rung.tokens if config.proxy.decay else max(alike)
+        model = recipe(vocab_size, {**config.proxy.model_dump(), "depth": depth}, longest)
+        models[rung.name] = _model_name(model, rung.tokens if model.decay else None), model
+    return models
+
+
+def proxy_models(config: StudyConfig, vocab_size: int) -> dict[str, ProxyConfig]:
+    """Return {model name: shape and recipe} of all rungs."""
+    return dict(rung_models(config, vocab_size).values())
 
 
 def build_ladder(config: StudyConfig, vocab_size: int) -> Ladder:
     """Price the rungs of a study."""
     from mixopt.proxies.cost import active_params, training_flops
 
-    models = proxy_models(config, vocab_size)
+    models = rung_models(config, vocab_size)
     rungs = []
     for rung in config.ladder:
-        name = _model_name(config, rung.depth)
-        model = models[name]
+        name, model = models[rung.name]
         rungs.append((rung.name, name, active_params(model), rung.tokens, training_flops(model, rung.tokens)))
     return Ladder.from_flops(rungs, config.search.fixed_cost)
+
+
+def build_warm_start(config: StudyConfig, ladder: Ladder) -> WarmStart | None:
+    """Return what seed models are trained on and to which rungs, or None where runs start from scratch."""
+    if config.warm_start is None:
+        return None
+    rungs: dict[str, str] = {}
+    for rung in ladder:
+        if rung.model not in rungs or rung.name == config.warm_start.fidelity:
+            rungs[rung.model] = rung.name
+    return WarmStart(config.warm_start.mixture, rungs)
 
 
 def build_constraints(config: StudyConfig | ExternalConfig, header: Header) -> Constraints:
@@ -232,6 +256,7 @@ def prepare(location: Location, progress: Callable[[str], None] = lambda _: None
         ConfigError: If text, constraints, objective or baselines cannot be used.
     """
     from mixopt.proxies.evaluators import ProxyEvaluator
+    from mixopt.proxies.train import emulates_bfloat16
 
     config = location.config
     text = _prepare_text(location, progress)
@@ -250,6 +275,7 @@ def prepare(location: Location, progress: Callable[[str], None] = lambda _: None
             "constraints": config.constraints.model_dump(mode="json"),
             "search": config.search.model_dump(mode="json"),
         },
+        warm_start=build_warm_start(config, ladder),
     )
     check_used(config)
     parse_objective(header)
@@ -267,6 +293,8 @@ def prepare(location: Location, progress: Callable[[str], None] = lambda _: None
         threads=config.run.threads,
         checkpoint_seconds=config.run.checkpoint_seconds,
     )
+    if config.proxy.dtype == "bfloat16" and emulates_bfloat16(evaluator.resolved_device):
+        logger.warning("bfloat16 slow device=cpu reason=no AVX-512; proxy.dtype: float32 is several times faster here")
     return header, evaluator
 
 
@@ -341,10 +369,12 @@ def save_config(location: Location) -> None:
     write_text(RunDirectory(location.directory).config, dump_config(location.study))
 
 
-def _model_name(config: StudyConfig, depth: int | None) -> str:
-    """Name a model shape; shape and recipe are part of it, so a changed one is another rung."""
-    fields = {**config.proxy.model_dump(), "depth": depth or config.proxy.depth}
-    return f"depth={fields['depth']}-{fingerprint(fields)[:6]}"
+def _model_name(model: ProxyConfig, length: int | None) -> str:
+    """Name a model shape; shape and recipe are part of it, so a changed one is another rung.
+
+    `length` is that of the run, in tokens, where the recipe depends on where it ends.
+    """
+    return f"depth={model.depth}-{fingerprint([model.to_json(), length])[:6]}"
 
 
 def check_used(config: StudyConfig | ExternalConfig) -> None:
@@ -416,6 +446,7 @@ def check_space(location: Location) -> None:
     largest = max(total_params(model) for model in models.values())
     cheapest = min(rung.tokens for rung in config.ladder) / max(rung.tokens for rung in config.ladder)
     trials = len(config.domains) + config.search.budget / max(cheapest, config.search.fixed_cost)
+    trials += len(models) if config.warm_start else 0
     trials += config.validation.seeds * (1 + len(config.validation.baselines) + len(config.validation.mixtures))
     # A state holds weights, averages and two moments in float32.
     needed = _SPARE_BYTES + int(trials * largest * 16)

@@ -15,7 +15,7 @@ import typer
 import mixopt
 from mixopt.errors import ConfigError, MixoptError, MixtureError
 
-from . import cli_external, cli_replay, cli_run, cli_runs, cli_show, cli_tools
+from . import cli_bench, cli_export, cli_external, cli_replay, cli_run, cli_runs, cli_show, cli_tools
 
 app = typer.Typer(
     name="mixopt",
@@ -35,7 +35,9 @@ app.command("suggest")(cli_external.suggest)
 app.command("tell")(cli_external.tell)
 app.command("report")(cli_show.report)
 app.command("convert")(cli_runs.convert)
+app.command("export-model")(cli_export.export_model)
 app.command("replay")(cli_replay.replay)
+app.command("bench")(cli_bench.bench)
 app.command("dashboard")(cli_tools.dashboard)
 app.command("sync")(cli_tools.sync)
 app.command("doctor")(cli_tools.doctor)

@@ -34,7 +34,7 @@ def check(study: StudyArgument, directory: DirectoryOption = None, as_json: Json
 
     Tokenizes the text (kept for the run) and times a few training steps.
     """
-    from mixopt.storage import RunDirectory
+    from mixopt.study import Study
 
     from . import build, estimate
     from .cli_tables import check_tables
@@ -43,8 +43,8 @@ def check(study: StudyArgument, directory: DirectoryOption = None, as_json: Json
     with ProgressWatch(Console(stderr=True), quiet=as_json) as watch:
         header, evaluator = build.prepare(location, watch.note)
         plan = build.build_plan(location, header, evaluator)
-        watch.note("time a few training steps")
-        summary = estimate.summarize(location.config, header, evaluator, plan, RunDirectory(location.directory).tokens)
+        watch.note("estimate the time")
+        summary = estimate.summarize(location.config, header, evaluator, plan, Study(location.directory))
     if as_json:
         emit_json(summary)
         return

@@ -28,7 +28,8 @@ def status(study: StudyArgument, directory: DirectoryOption = None, as_json: Jso
     location = build.locate(study, directory)
     ledger = Study(location.directory)
     header = ledger.header
-    trials = ledger.history().trials
+    trials = ledger.history(seeds=True).trials
+    roles = [role for role in Role if role is not Role.SEED or header.warm_start]
     best = ledger.best()
     spent, recommended = ledger.spent(), ledger.recommendation
     running = [t for t in trials if t.status is Status.RUNNING]
@@ -36,7 +37,7 @@ def status(study: StudyArgument, directory: DirectoryOption = None, as_json: Jso
         "name": header.name,
         "run_directory": str(location.directory),
         "trials": {
-            str(role): dict(Counter(str(t.status) for t in trials if t.role is role)) for role in Role
+            str(role): dict(Counter(str(t.status) for t in trials if t.role is role)) for role in roles
         },
         "running": [{"id": t.id, "fidelity": t.fidelity, "tokens": last_point(ledger, t.id)[0]} for t in running],
         "troubled": [

@@ -64,7 +64,8 @@ def check_tables(config: StudyConfig, header: Header, summary: dict[str, Any]) -
     yield Text(f"Proxy at the top rung: {params['total'] / 1e6:.2f}M parameters, {params['active'] / 1e6:.2f}M active")
     yield Text(
         f"Estimated training on this machine: {duration(estimate['process_seconds'])} of CPU time, "
-        f"{duration(estimate['wall_seconds'])} with {config.run.workers} workers ({estimate['flops']:.2g} FLOPs)"
+        f"{duration(estimate['wall_seconds'])} with {config.run.workers} workers ({estimate['flops']:.2g} FLOPs), "
+        f"from {estimate['from']}"
     )
 
 

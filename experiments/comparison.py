@@ -82,7 +82,7 @@ class PhaseCost:
     """What one phase was charged and what it took.
 
     Attributes:
-        role: `expert`, `search` or `validation`.
+        role: `seed`, `expert`, `search` or `validation`.
         num_trials: Trials proposed.
         num_done: Trials that finished with a result.
         cost: Charge in runs of the top rung, failed and pending trials included.
@@ -169,7 +169,7 @@ def costs(study: Study) -> list[PhaseCost]:
     """Return what each phase was charged and took, in the order of the study."""
     ladder, phases = study.header.ladder, []
     for role in Role:
-        history = study.history().of(role)
+        history = study.history(seeds=True).of(role)
         if history.trials:
             phases.append(
                 PhaseCost(

@@ -16,26 +16,31 @@ from mixopt.proxies.optim import initial_state
 from mixopt.proxies.tokens import MixtureSampler, TokenShard
 from mixopt.proxies.train import ProxyRun, StackTrainer
 from mixopt.service import Plan
-from mixopt.study import Header
+from mixopt.study import Header, Study
+
+from .time_model import fit_study, legs_to
 
 _PROBE_STEPS = 8
 
 
 def summarize(
-    config: StudyConfig, header: Header, evaluator: ProxyEvaluator, plan: Plan, tokens: Path
+    config: StudyConfig, header: Header, evaluator: ProxyEvaluator, plan: Plan, study: Study
 ) -> dict[str, Any]:
     """Return plain data on a study: text, ladder, constraints, runs and estimated time.
 
-    Time is extrapolated from a few training steps of the target's shape and counts
-    training alone; it assumes that the workers are never idle.
+    Time comes from the study's own runs once it has three (`time_model`), else it is
+    extrapolated from a few training steps of the target's shape and counts training
+    alone. It assumes that the workers are never idle.
     """
     ladder = header.ladder
+    seeds = header.warm_start.rungs.values() if header.warm_start else ()
     runs = {
+        **({"seeds": sum(ladder[rung].cost for rung in seeds)} if seeds else {}),
         "experts": len(header.domains) * ladder[header.experts_fidelity].cost,
         "search": header.budget,
         "validation": float(plan.validation_seeds * (1 + len(plan.baselines))),
     }
-    seconds = seconds_per_token(header, evaluator, tokens, stack=plan.stack) * ladder.target.num_tokens
+    seconds, source = seconds_per_run(header, evaluator, study, stack=plan.stack)
     total = sum(runs.values())
     model = evaluator.models[ladder.target.model]
     return {
@@ -55,8 +60,20 @@ def summarize(
             "process_seconds": round(total * seconds),
             "wall_seconds": round(total * seconds / config.run.workers),
             "flops": total * ladder.target.flops,
+            "from": source,
         },
     }
+
+
+def seconds_per_run(header: Header, evaluator: ProxyEvaluator, study: Study, *, stack: int) -> tuple[float, str]:
+    """Return CPU seconds of a run to the target, and in words what says so."""
+    ladder = header.ladder
+    fitted = fit_study(study, evaluator.models)
+    if fitted is None:
+        per_token = seconds_per_token(header, evaluator, study.files.tokens, stack=stack)
+        return per_token * ladder.target.num_tokens, f"{_PROBE_STEPS} training steps"
+    model, num_runs = fitted
+    return model.seconds(legs_to(ladder.target, ladder, evaluator.models[ladder.target.model])), f"{num_runs} runs"
 
 
 def seconds_per_token(header: Header, evaluator: ProxyEvaluator, tokens: Path, *, stack: int) -> float:

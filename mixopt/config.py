@@ -105,10 +105,10 @@ class ModelConfig(_Section):
     """The proxy's shape and recipe; zeros are derived from depth."""
 
     depth: int = Field(1, ge=1, description="transformer blocks; sets every other size")
-    router: Literal["topk", "dense"] = Field(
-        "topk", description="topk (MoE) or dense (the control of equal active width)"
+    router: Literal["topk", "relu", "dense"] = Field(
+        "topk", description="topk (MoE), relu (ReMoE: MoE with ReLU gates) or dense (the control of equal active width)"
     )
-    experts: int = Field(8, ge=1, description="routed feed-forward experts per block")
+    experts: int = Field(0, ge=0, description="routed feed-forward experts per block; 8, from depth 16 on 16")
     top_k: int = Field(2, ge=1, description="routed feed-forward experts per token")
     width: int = Field(0, ge=0, description="model width")
     head_dim: int = Field(32, gt=0, description="width of an attention head")
@@ -116,13 +116,31 @@ class ModelConfig(_Section):
     expert_width: int = Field(0, ge=0, description="hidden width of a routed feed-forward expert")
     shared_width: int = Field(0, ge=0, description="hidden width of the shared feed-forward expert")
     sequence_length: int = Field(128, ge=8, description="tokens per sequence")
-    batch_size: int = Field(4, ge=1, description="sequences per step")
-    learning_rate: float = Field(0.0, ge=0, description="rate of AdamW, constant after warm-up")
+    batch_size: int = Field(0, ge=0, description="sequences per step; 4, above 1e14 training FLOPs by a published law")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw, or muon for hidden matrices with adamw for the rest"
+    )
+    learning_rate: float = Field(
+        0.0, ge=0, description="constant after warm-up; by depth, above 1e14 training FLOPs by a published law"
+    )
+    decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a run's last steps with linear decay to zero; then rungs do not nest",
+    )
     warmup_steps: int = Field(20, ge=1, description="steps of linear warm-up")
     weight_decay: float = Field(0.1, ge=0, description="decay of matrices")
     clip: float = Field(1.0, gt=0, description="largest gradient norm per model")
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights, per step")
     balance_step: float = Field(0.01, ge=0, description="step of the loss-free balancing bias")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the matrix products in training; weights and evaluation stay float32"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep only the input of each block and compute the rest twice"
+    )
+    accumulate: int = Field(1, ge=1, description="parts that a batch is computed in, one after the other")
 
 
 class RungConfig(_Section):
@@ -131,6 +149,15 @@ class RungConfig(_Section):
     name: str = Field(description="name of the rung")
     tokens: int = Field(gt=0, description="training tokens of a run at this rung")
     depth: int | None = Field(None, ge=1, description="depth of the proxy at this rung; default proxy.depth")
+
+
+class WarmStartConfig(_Section):
+    """Fork experts and search runs from a seed model per model shape; validation runs start from scratch."""
+
+    mixture: Literal["uniform", "natural"] = Field("uniform", description="what seed models are trained on")
+    fidelity: str | None = Field(
+        None, description="rung that the seed model of its shape is trained to; default the cheapest of each shape"
+    )
 
 
 class ExpertsConfig(_Section):
@@ -217,6 +244,9 @@ class StudyConfig(_Section):
         min_length=1,
         description="rungs, cheapest first",
     )
+    warm_start: WarmStartConfig | None = Field(
+        None, description="start experts and search runs from seed models; without it from scratch"
+    )
     experts: ExpertsConfig = ExpertsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     search: SearchConfig = SearchConfig()
@@ -240,10 +270,12 @@ class StudyConfig(_Section):
         rungs = [rung.name for rung in self.ladder]
         for rung in self.ladder:
             check_name(rung.name, "rung")
-        if self.experts.fidelity is not None and self.experts.fidelity not in rungs:
-            raise ValueError(
-                f"experts.fidelity: unknown rung {self.experts.fidelity!r}; the ladder has {', '.join(rungs)}"
-            )
+        seeds = None if self.warm_start is None else self.warm_start.fidelity
+        for field, rung_name in (("experts.fidelity", self.experts.fidelity), ("warm_start.fidelity", seeds)):
+            if rung_name is not None and rung_name not in rungs:
+                raise ValueError(f"{field}: unknown rung {rung_name!r}; the ladder has {', '.join(rungs)}")
+        if self.warm_start is not None and self.proxy.decay:
+            raise ValueError("warm_start: with proxy.decay no two rungs share a model to fork from; set decay to 0")
         return self
 
     @property

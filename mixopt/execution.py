@@ -26,7 +26,7 @@ from .storage import RunDirectory, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-# Page faults cost a CPU worker 8-20% of its time with the allocator's defaults (prototype, not measured here).
+# Page faults cost a CPU worker 8-40% of its time with the allocator's defaults (docs/log.md).
 ALLOCATOR_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
@@ -153,8 +153,11 @@ class RayExecutor:
                 f"run.device: a job needs {num_gpus:g} GPU, Ray offers {available.get('GPU', 0):g}; use device: cpu"
             )
         self._evaluator = ray.put(self._unsent_evaluator)
+        # A local Ray's workers inherit our environment, those of a cluster were started by others.
+        environment = {"runtime_env": {"env_vars": ALLOCATOR_SETTINGS}} if self._address else {}
         # Retries are ours, so that their reason is in the ledger.
-        self._task = ray.remote(num_cpus=self._num_cpus, num_gpus=num_gpus, max_retries=0, max_calls=0)(self._run)
+        options = {"num_cpus": self._num_cpus, "num_gpus": num_gpus, "max_retries": 0, "max_calls": 0}
+        self._task = ray.remote(**options, **environment)(self._run)
 
     def submit(self, job: Any) -> None:
         """Send a job to a worker."""

@@ -4,8 +4,9 @@
                         -> FAILED      (may be retried: worker lost, out of memory)
                         -> ABANDONED   (never retried: diverged, invalid)
 
-A data expert is a trial at a vertex of the simplex, with the same life cycle. A
-trial that passes several nested rungs has one observation at each.
+A data expert is a trial at a vertex of the simplex, with the same life cycle; so is a
+seed model that warm starts fork from. A trial that passes several nested rungs has one
+observation at each.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
+
+import numpy as np
 
 from .fidelity import Ladder
 from .mixture import Mixture
@@ -37,6 +40,7 @@ class Status(StrEnum):
 class Role(StrEnum):
     """Why a trial is run."""
 
+    SEED = "seed"
     EXPERT = "expert"
     SEARCH = "search"
     VALIDATION = "validation"
@@ -55,10 +59,12 @@ class Trial:
         proposed_by: Optimizer or phase that asked for it.
         reason: Why, in words.
         value: Acquisition value per cost when proposed, or None.
-        label: For experts the domain, for validation runs the contender.
+        label: For experts the domain, for validation runs the contender, for seeds the model.
         parent: Id of the trial it goes on from, or None.
-        parent_kind: `continued` (same run, further) or `forked`, or None.
-        parent_fidelity: Rung of the parent it goes on from, or None.
+        parent_kind: `continued` (same run, further) or `forked` (another run from its
+            weights, with its own count of tokens), or None.
+        parent_fidelity: Rung of the parent that it continues, or None: a fork is charged
+            like a run from scratch.
         status: Place in the life cycle, kept by the study.
         note: Why it failed or was abandoned, in words.
     """
@@ -110,10 +116,13 @@ class Observation:
         scores: {task: accuracy}.
         noise: Known standard deviation per column, or None.
         cost: Charge for this step from the rung before, in runs of the top rung.
-        flops: Training FLOPs of this step.
+        flops: Training FLOPs of this step, with the active feed-forward experts as measured.
         process_seconds: CPU seconds of this step, its share of the stack's.
         wall_seconds: Wall seconds of this step, its share of the stack's.
-        router_loads: One list per MoE layer: share of tokens per feed-forward expert.
+        router_loads: One list per MoE layer: share of the tokens' choices per feed-forward
+            expert during this step; zero is a dead one.
+        active_experts: Mean active feed-forward experts per token and layer during this
+            step, or None without MoE layers.
         epochs: {domain: passes over its tokens since the start of the run}.
         train_loss: Training loss here, nats per token, averaged over the last steps.
     """
@@ -128,6 +137,7 @@ class Observation:
     process_seconds: float = 0.0
     wall_seconds: float = 0.0
     router_loads: Sequence[Sequence[float]] = ()
+    active_experts: float | None = None
     epochs: Mapping[str, float] = field(default_factory=dict)
     train_loss: float | None = None
 
@@ -135,6 +145,19 @@ class Observation:
     def key(self) -> tuple[str, str]:
         """Identity of the observation: (trial id, rung)."""
         return self.trial, self.fidelity
+
+    def load_summary(self) -> dict[str, float]:
+        """Return the state of the routers: `max_load` (1 is balance), `dead` (a share) and `active` experts.
+
+        The largest load is in multiples of the mean, of the worst layer; dead are
+        feed-forward experts that no token went to during this step.
+        """
+        loads = [np.asarray(layer, dtype=np.float64) for layer in self.router_loads]
+        if not loads:
+            return {}
+        summary = {"max_load": max(float(layer.max() * layer.size) for layer in loads)}
+        summary["dead"] = float(np.mean(np.concatenate(loads) == 0))
+        return summary if self.active_experts is None else {**summary, "active": self.active_experts}
 
     def columns(self) -> dict[str, float]:
         """Return values under their runs-table names, `loss/<name>` and `score/<name>`."""
@@ -154,6 +177,9 @@ class Observation:
 @dataclass(frozen=True)
 class History:
     """All an optimizer may know: the search so far, in the order of the ledger.
+
+    Seed models of warm starts are left out: trained from scratch, they say nothing of
+    the level of the runs that are forked from them.
 
     Attributes:
         trials: Trials with their status; unfinished ones are pending.

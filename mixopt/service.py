@@ -1,6 +1,6 @@
 """The service loop: experts, search, recommendation, validation runs.
 
-    train experts -> MDE -> (propose -> train -> learn)* -> recommend -> validate
+    (train seeds ->) train experts -> MDE -> (propose -> train -> learn)* -> recommend -> validate
 
 The loop holds no state of its own: it looks at the study, does what is missing and
 appends. Started again after any interruption, it goes on where the ledger ends.
@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .errors import StudyError
+from .errors import StudyError, TrainingError
 from .execution import read_results
 from .fidelity import Ladder
 from .identity import fingerprint
@@ -24,6 +24,7 @@ from .protocols import Evaluator, Executor, Job, JobReport, NullWatch, Optimizer
 from .seeding import derive
 from .storage import read_json
 from .study import Header, Study
+from .warm_start import WarmStart
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class _Service:
     watch: Watch
 
     def run(self) -> None:
+        self._train_seeds()
         if self.plan.predictor is not None:
             self._train_experts()
         optimizer = self.plan.optimizer(open_predictor(self.study, self.plan))
@@ -101,6 +103,23 @@ class _Service:
         self.tracker.project(self.study)
 
     # --- phases --------------------------------------------------------------
+
+    def _train_seeds(self) -> None:
+        """Train the models that experts and search runs are forked from, one per shape."""
+        warm_start = self.study.header.warm_start
+        if warm_start is None:
+            return
+        have = {trial.label for trial in self._current(Role.SEED)}
+        missing = [model for model in warm_start.rungs if model not in have]
+        self.watch.phase("seeds", f"one seed model per shape, {len(missing)} to train")
+        self.study.propose([self._seed_model(model, warm_start) for model in missing])
+        self._run_pending(Role.SEED)
+        for trial in self._current(Role.SEED):
+            if trial.status is not Status.DONE:
+                raise TrainingError(
+                    f"the seed model {trial.id} is {trial.status}: {trial.note}; all other runs start from it: "
+                    "correct the cause, or drop warm_start to train them from scratch"
+                )
 
     def _train_experts(self) -> None:
         header = self.study.header
@@ -165,19 +184,34 @@ class _Service:
     # --- trials --------------------------------------------------------------
 
     def _current(self, role: Role) -> list[Trial]:
-        return [trial for trial in self.study.history().trials if trial.role is role]
+        return [trial for trial in self.study.history(seeds=True).trials if trial.role is role]
 
     def _new_id(self, wanted: str) -> str:
         taken = {trial.id for trial in self.study.trials}
         candidates = (wanted if i == 1 else f"{wanted}.{i}" for i in range(1, len(taken) + 2))
         return next(name for name in candidates if name not in taken)
 
+    def _seed_model(self, model: str, warm_start: WarmStart) -> Trial:
+        header = self.study.header
+        uniform, natural = Mixture.uniform(header.domain_names), Mixture.natural(header.domains)
+        return Trial(
+            self._new_id(f"seed-{model}"), Role.SEED, uniform if warm_start.mixture == "uniform" else natural,
+            warm_start.rungs[model], derive(header.seed, "seed model", model), proposed_by="warm_start",
+            reason=f"seed model on the {warm_start.mixture} mixture", label=model,
+        )  # fmt: skip
+
+    def _seed_of(self, fidelity: str) -> str | None:
+        """Return the seed model that a fresh expert or search run is forked from, if there is one."""
+        model = self.study.header.ladder[fidelity].model
+        return next((trial.id for trial in self._current(Role.SEED) if trial.label == model), None)
+
     def _expert(self, domain: str) -> Trial:
         header = self.study.header
-        trial_id = self._new_id(f"expert-{domain}")
+        trial_id, parent = self._new_id(f"expert-{domain}"), self._seed_of(header.experts_fidelity)
         return Trial(
             trial_id, Role.EXPERT, Mixture.vertex(header.domain_names, domain), header.experts_fidelity,
             derive(header.seed, "expert", domain), proposed_by="expert", reason=f"data expert of {domain}", label=domain,
+            parent=parent, parent_kind="forked" if parent else None,
         )  # fmt: skip
 
     def _number(self, proposals: Sequence[Proposal]) -> list[Trial]:
@@ -189,11 +223,13 @@ class _Service:
             seed = (
                 self.study.trial(proposal.parent).seed if proposal.parent else derive(self.study.header.seed, trial_id)
             )
+            parent = proposal.parent or self._seed_of(proposal.fidelity)
+            kind = "continued" if proposal.parent else "forked"
             trials.append(
                 Trial(
                     trial_id, Role.SEARCH, proposal.mixture, proposal.fidelity, seed, proposal.proposed_by,
-                    reason=proposal.reason, value=proposal.value, parent=proposal.parent,
-                    parent_kind="continued" if proposal.parent else None, parent_fidelity=proposal.parent_fidelity,
+                    reason=proposal.reason, value=proposal.value, parent=parent,
+                    parent_kind=kind if parent else None, parent_fidelity=proposal.parent_fidelity,
                 )
             )  # fmt: skip
         return trials

@@ -24,7 +24,8 @@ from .identity import fingerprint
 
 logger = logging.getLogger(__name__)
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# A quota, or the limit on file sizes that batch systems set.
+_LIMITS = (errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -33,7 +34,12 @@ def explained_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in _LIMITS:
+            raise ResourceError(
+                f"cannot write {path}: {os.strerror(error.errno)} (a quota or a limit on file sizes); "
+                "raise it and run the same command again"
+            ) from error
+        if error.errno == errno.ENOSPC:
             free = shutil.disk_usage(_existing_parent(path)).free
             raise ResourceError(
                 f"no disk space left to write {path} ({free / 1e6:.0f} MB free); free some and run the same command again"

@@ -34,6 +34,7 @@ from .observation import History, Observation, Role, Status, Trial
 from .proposal import Contender, Recommendation
 from .protocols import TrialResult
 from .storage import RunDirectory
+from .warm_start import WarmStart
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,7 @@ class Header:
         settings: Constraints and search settings, as in the study file.
         external: Whether the runs are trained elsewhere.
         columns: Columns that external runs report; none means those of the first runs told.
+        warm_start: Seed models that experts and search runs fork from; None: from scratch.
     """
 
     name: str
@@ -76,11 +78,16 @@ class Header:
     settings: Mapping[str, Any] = field(default_factory=dict)
     external: bool = False
     columns: tuple[str, ...] = ()
+    warm_start: WarmStart | None = None
 
     @property
     def domain_names(self) -> tuple[str, ...]:
         """K names in the order of the weights."""
         return tuple(domain.name for domain in self.domains)
+
+    def start_of(self, fidelity: str) -> tuple[str, str] | None:
+        """Return mixture and rung of the seed model that runs of a rung fork from, or None."""
+        return self.warm_start.of(self.ladder[fidelity].model) if self.warm_start else None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; an infinite budget is None."""
@@ -99,6 +106,7 @@ class Header:
                 "ladder": Ladder(rungs, data["ladder"]["fixed_cost"]),
                 "budget": math.inf if data["budget"] is None else data["budget"],
                 "columns": tuple(data.get("columns", ())),
+                "warm_start": WarmStart(**data["warm_start"]) if data.get("warm_start") else None,
             }
         )
 
@@ -126,6 +134,11 @@ class Header:
             for rung in new.ladder
             if rung.name in old_rungs
             and (old_rungs[rung.name].model, old_rungs[rung.name].num_tokens) != (rung.model, rung.num_tokens)
+        ]
+        lines += [
+            f"runs at rung {rung.name} have another start (warm_start)"
+            for rung in new.ladder
+            if rung.name in old_rungs and self.start_of(rung.name) != new.start_of(rung.name)
         ]
         if self.external:  # nobody trains what is missing: runs of such a rung would be lost in silence
             kept = {rung.name for rung in new.ladder}
@@ -205,17 +218,21 @@ class Study:
             raise StudyError(f"unknown trial {trial_id!r} in {self.files.ledger}")
         return self._trials[trial_id][0]
 
-    def history(self) -> History:
+    def history(self, *, seeds: bool = False) -> History:
         """Return what is valid under the newest header, over its domains.
 
         A trial that put weight on a domain since removed or changed is left out, as
-        is the loss on an evaluation set since removed or changed.
+        is the loss on an evaluation set since removed or changed. A run with another
+        start than `warm_start` says now, or from a seed model left out, is left out.
+
+        Args:
+            seeds: Include seed models; optimizers must not see them.
         """
         names = self.header.domain_names
         trials: list[Trial] = []
         order: dict[str, int] = {}
         for trial, version in self._trials.values():
-            if self._is_current(trial, version):
+            if self._is_current(trial, version) and (seeds or trial.role is not Role.SEED):
                 order[trial.id] = len(trials)
                 trials.append(_over(trial, names))
         kept = [
@@ -254,7 +271,8 @@ class Study:
         """Return the runs table: one row per observation (DESIGN section 5)."""
         import pandas as pd
 
-        history = self.history()
+        # Forks name seed models as their parents, so those belong to the table.
+        history = self.history(seeds=True)
         trials = {trial.id: trial for trial in history.trials}
         rows = []
         for o in history.observations:
@@ -406,8 +424,17 @@ class Study:
         now = {d.name: d.fingerprint for d in self.header.domains}
         used = [name for name, weight in trial.mixture.as_dict().items() if weight > 0]
         same_tokenizer = self.headers[version].tokenizer == self.header.tokenizer
-        same_rung = self._same_rung(trial.fidelity, version)
+        same_rung = self._same_rung(trial.fidelity, version) and self._same_start(trial, version)
         return same_tokenizer and same_rung and all(now.get(name) == then.get(name) for name in used)
+
+    def _same_start(self, trial: Trial, version: int) -> bool:
+        if trial.role is Role.VALIDATION:
+            return True
+        same = self.headers[version].start_of(trial.fidelity) == self.header.start_of(trial.fidelity)
+        parent = self._trials.get(trial.parent or "")
+        while parent and parent[0].role is not Role.SEED:
+            parent = self._trials.get(parent[0].parent or "")
+        return same and (parent is None or self._is_current(*parent))
 
     def _same_rung(self, name: str, version: int) -> bool:
         rungs = {rung.name: (rung.model, rung.num_tokens) for rung in self.header.ladder}

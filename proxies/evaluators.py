@@ -7,6 +7,7 @@ and started again, it goes on from its checkpoint and ends with the same numbers
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,37 +17,40 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixopt.errors import ResourceError, StudyError
+from mixopt.errors import ConfigError, ResourceError, StudyError
 from mixopt.fidelity import Ladder
 from mixopt.identity import fingerprint
 from mixopt.observation import Observation, Role, Status, Trial
 from mixopt.protocols import Job, TrialResult
-from mixopt.storage import RunDirectory, atomic_path, read_json, write_json
+from mixopt.storage import RunDirectory, read_json, write_json
 
 from .checkpoint import load_states
 from .config import ProxyConfig
 from .jobs import StackRun
 from .model import ProxyStack
 from .scoring import ScoringRows, score
-from .tokens import TokenShard
+from .tokens import TokenShard, save_array
 from .train import restore_average
+
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 def resolve_device(name: str) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
+        ConfigError: If the name is none of these.
         ResourceError: If it is not there. Never run on a GPU so far.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ResourceError(f"run.device: unknown device {name!r}; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if not _DEVICE.fullmatch(name):
+        raise ConfigError(f"run.device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ResourceError(
-            f"run.device: {name} asked for, but torch sees no GPU; use device: auto or install a CUDA build"
+            f"run.device: {name} asked for, but torch sees {torch.cuda.device_count()} GPUs; "
+            "use device: auto or install a CUDA build"
         )
     return device
 
@@ -123,7 +127,7 @@ class ProxyEvaluator:
 
     def _score_expert(self, trial: Trial, files: RunDirectory) -> TrialResult:
         config = self.models[self.ladder[trial.fidelity].model]
-        saved = load_states(files.trial(trial.id) / "state.safetensors")
+        saved = load_states(files.trial(trial.id) / "state.safetensors", config)
         if saved is None:
             raise StudyError(
                 f"the weights of {trial.id} are gone from {files.trial(trial.id)}; remove the run directory and start again"
@@ -139,7 +143,12 @@ class ProxyEvaluator:
         write_json(files.expert(trial.label), {"trial": trial.id, "fidelity": trial.fidelity, "scores": scores})
 
     def unscored(self, trial: Trial, files: RunDirectory) -> bool:
-        """Whether a finished expert lacks its scores on some evaluation set."""
+        """Whether a finished expert lacks its scores on some evaluation set.
+
+        Those of another rung than `experts_fidelity` do not feed the MDE and need none.
+        """
+        if trial.fidelity != self.experts_fidelity:
+            return False
         index = read_json(files.expert(trial.label)) or {"scores": {}}
         keys = {name: self.score_key(trial, name) for name in self.eval_shards}
         return any(index["scores"].get(n) != key or not files.score(key).exists() for n, key in keys.items())
@@ -166,6 +175,5 @@ class ProxyEvaluator:
             logprobs = score(average, cut)[0]
             losses[name] = -float(logprobs.mean(dtype=np.float64))
             if keep and trial.role is Role.EXPERT:
-                with atomic_path(files.score(self.score_key(trial, name))) as temporary:
-                    np.save(temporary, logprobs)
+                save_array(files.score(self.score_key(trial, name)), logprobs)
         return losses

@@ -19,10 +19,11 @@ from mixopt.errors import StudyError
 from mixopt.observation import Observation, Role, Status, Trial
 from mixopt.protocols import Job, TrialResult
 from mixopt.seeding import derive
-from mixopt.storage import RunDirectory, write_text
+from mixopt.storage import RunDirectory, explained_errors, write_text
 
 from .checkpoint import ModelState, load_states, save_states
 from .cost import training_flops
+from .growth import fork
 from .optim import initial_state
 from .tokens import MixtureSampler, TokenShard
 from .train import Milestone, ProxyRun, StackTrainer
@@ -100,7 +101,7 @@ class StackRun:
         return self.files.job(self.job.fingerprint) / "checkpoint.safetensors"
 
     def _start(self) -> list[ProxyRun]:
-        saved = load_states(self._checkpoint_path)
+        saved = load_states(self._checkpoint_path, self.config)
         states, memory = saved if saved else ([self._first_state(t) for t in self.job.trials], {})
         self.observations = memory.get("observations", {name: [] for name in self.trials})
         self.meters = {name: _Meter(*memory.get("meters", {}).get(name, ())) for name in self.trials}
@@ -125,12 +126,12 @@ class StackRun:
     def _first_state(self, trial: Trial) -> ModelState:
         if trial.parent is None:
             return initial_state(self.config, derive(trial.seed, "init"))
-        saved = load_states(self.files.trial(trial.parent) / "state.safetensors")
+        saved = load_states(self.files.trial(trial.parent) / "state.safetensors", self.config)
         if saved is None:
             raise StudyError(
-                f"{trial.id} continues {trial.parent}, whose saved state is gone from {self.files.trial(trial.parent)}"
+                f"{trial.id} goes on from {trial.parent}, whose saved state is gone from {self.files.trial(trial.parent)}"
             )
-        return saved[0][0]
+        return fork(saved[0][0], self.config) if trial.parent_kind == "forked" else saved[0][0]
 
     def _milestone(self, reached: Milestone) -> None:
         trial = self.trials[reached.run.name]
@@ -149,10 +150,11 @@ class StackRun:
             trial.id,
             rung.name,
             losses,
-            flops=training_flops(self.config, rung.num_tokens - before),
+            flops=training_flops(self.config, rung.num_tokens - before, reached.active_experts),
             process_seconds=meter.process_seconds + time.process_time() - cpu,
             wall_seconds=meter.wall_seconds + time.monotonic() - wall,
             router_loads=reached.router_loads,
+            active_experts=reached.active_experts,
             epochs=reached.run.sampler.epochs(sequences),
             train_loss=float(np.mean(tail)) if tail else None,
         )
@@ -173,7 +175,11 @@ class StackRun:
         memory = {
             "observations": self.observations,
             "meters": {name: [m.process_seconds, m.wall_seconds] for name, m in self.meters.items()},
-            "runs": {r.name: {"losses": r.losses, "curve": r.curve, "diverged": r.diverged} for r in runs},
+            # The last losses of a model that diverged are no numbers, and nobody asks for them again.
+            "runs": {
+                r.name: {"losses": [] if r.diverged else r.losses, "curve": r.curve, "diverged": r.diverged}
+                for r in runs
+            },
         }
         save_states(self._checkpoint_path, [run.state for run in runs], memory)
 
@@ -189,7 +195,8 @@ class StackRun:
         for run in runs:
             lines = self._curve_text(run, start=self.written.get(run.name, 0))
             if lines:
-                with (self.files.trial(run.name) / "curve.jsonl").open("a", encoding="utf-8") as file:
+                path = self.files.trial(run.name) / "curve.jsonl"
+                with explained_errors(path), path.open("a", encoding="utf-8") as file:
                     file.write(lines)
 
     def _curve_text(self, run: ProxyRun, start: int = 0) -> str:

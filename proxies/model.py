@@ -11,16 +11,19 @@ Pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU feed-forward
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from .attention import StackedAttention, rotary_turns
 from .config import ProxyConfig
-from .moe import DenseFeedForward, MoeFeedForward
-
-_ROPE_BASE = 10_000.0
+from .head import head_losses, mean_head_loss
+from .kernels import rms_norm
+from .moe import DenseFeedForward, MoeFeedForward, TopKFeedForward
+from .remoe import ReluFeedForward
 
 
 class StackedNorm(nn.Module):
@@ -32,31 +35,7 @@ class StackedNorm(nn.Module):
 
     def forward(self, x_SND: Tensor) -> Tensor:
         """Return (S, N, D) normalized activations."""
-        return F.rms_norm(x_SND, (x_SND.shape[-1],), eps=1e-6) * self.gain.unsqueeze(1)
-
-
-class StackedAttention(nn.Module):
-    """Causal grouped-query attention with rotary positions."""
-
-    def __init__(self, num_models: int, config: ProxyConfig) -> None:
-        super().__init__()
-        self.config = config
-        heads = config.num_heads + 2 * config.kv_heads
-        self.qkv = nn.Parameter(torch.empty(num_models, config.width, heads * config.head_dim))
-        self.out = nn.Parameter(torch.empty(num_models, config.width, config.width))
-
-    def forward(self, x_SND: Tensor, batch: int, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """Return (S, N, D) outputs; sequences are the `batch` equal parts of N."""
-        c, (num_models, num_tokens, _) = self.config, x_SND.shape
-        length = num_tokens // batch
-        qkv = torch.bmm(x_SND, self.qkv).view(num_models * batch, length, -1, c.head_dim).transpose(1, 2)
-        q, k, v = qkv.split([c.num_heads, c.kv_heads, c.kv_heads], dim=1)
-        q, k = _rotate(q, rotation), _rotate(k, rotation)
-        repeat = c.num_heads // c.kv_heads
-        if repeat > 1:
-            k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return torch.bmm(mixed.transpose(1, 2).reshape(num_models, num_tokens, c.width), self.out)
+        return rms_norm(x_SND, self.gain)
 
 
 class Block(nn.Module):
@@ -67,18 +46,14 @@ class Block(nn.Module):
         self.norm1 = StackedNorm(num_models, config.width)
         self.attention = StackedAttention(num_models, config)
         self.norm2 = StackedNorm(num_models, config.width)
-        if config.router == "dense":
-            self.shared = DenseFeedForward(num_models, config.width, config.active_ffn_width)
-            self.moe = None
-        else:
-            self.shared = DenseFeedForward(num_models, config.width, config.shared_width)
-            self.moe = MoeFeedForward(
-                num_models, config.width, config.expert_width, experts=config.experts, top_k=config.top_k
-            )
+        dense = config.router == "dense"
+        hidden = config.active_ffn_width if dense else config.shared_width
+        self.shared = DenseFeedForward(num_models, config.width, hidden)
+        self.moe = None if dense else _routed(num_models, config)
 
-    def forward(self, x_SND: Tensor, batch: int, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_SND: Tensor, batch: int, turn_LHC: Tensor) -> Tensor:
         """Return (S, N, D) activations."""
-        x_SND = x_SND + self.attention(self.norm1(x_SND), batch, rotation)
+        x_SND = x_SND + self.attention(self.norm1(x_SND), batch, turn_LHC)
         y_SND = self.norm2(x_SND)
         out = self.shared(y_SND)
         if self.moe is not None:
@@ -94,8 +69,7 @@ class ProxyStack(nn.Module):
         num_models: S.
     """
 
-    cos: Tensor
-    sin: Tensor
+    turn_LHC: Tensor
 
     def __init__(self, config: ProxyConfig, num_models: int) -> None:
         super().__init__()
@@ -104,12 +78,7 @@ class ProxyStack(nn.Module):
         self.embedding = nn.Parameter(torch.empty(num_models, config.vocab_size, config.width))
         self.blocks = nn.ModuleList(Block(num_models, config) for _ in range(config.depth))
         self.norm = StackedNorm(num_models, config.width)
-        angle = torch.outer(
-            torch.arange(config.sequence_length).float(),
-            _ROPE_BASE ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim),
-        )
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        self.register_buffer("turn_LHC", rotary_turns(config), persistent=False)
 
     @torch.no_grad()
     def initialize(self, generators: Sequence[torch.Generator]) -> ProxyStack:
@@ -135,24 +104,57 @@ class ProxyStack(nn.Module):
         flat = tokens_SBL.reshape(num_models, -1) + offset.unsqueeze(1)
         x_SND = F.embedding(flat, self.embedding.flatten(0, 1))
         x_SND = F.rms_norm(x_SND, (x_SND.shape[-1],), eps=1e-6)
-        rotation = self.cos[:length], self.sin[:length]
+        again = self.config.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x_SND = block(x_SND, batch, rotation)
+            # Routing is the same the second time: its state moves between steps only.
+            rest = batch, self.turn_LHC[:length]
+            x_SND = checkpoint(block, x_SND, *rest, use_reentrant=False) if again else block(x_SND, *rest)
         return self.norm(x_SND)  # type: ignore[no-any-return]
 
+    def mean_losses(self, tokens_SBL: Tensor, targets_SBL: Tensor) -> Tensor:
+        """Return each model's (S,) mean negative log-likelihood, nats per token, to be differentiated."""
+        return mean_head_loss(self(tokens_SBL), self.embedding, targets_SBL.flatten(1))
+
+    @torch.no_grad()
     def token_losses(self, tokens_SBL: Tensor, targets_SBL: Tensor) -> Tensor:
-        """Return (S, B, L) negative log-likelihoods of the targets, nats per token."""
-        hidden_SND = self(tokens_SBL)
-        logits_SNV = torch.bmm(hidden_SND, self.embedding.transpose(1, 2))
-        losses = F.cross_entropy(logits_SNV.flatten(0, 1).float(), targets_SBL.reshape(-1), reduction="none")
-        return losses.view(targets_SBL.shape)
+        """Return (S, B, L) negative log-likelihoods of the targets, nats per token, without gradients."""
+        return head_losses(self(tokens_SBL), self.embedding, targets_SBL.flatten(1)).view(targets_SBL.shape)
 
     def moe_layers(self) -> list[MoeFeedForward]:
         """Return the routed layers, first block first; empty for a dense proxy."""
         return [block.moe for block in self.blocks if block.moe is not None]  # type: ignore[misc]
 
+    def router_penalty(self) -> Tensor:
+        """Return (S,) what the routers add to the losses of the last forward pass, a mean over layers."""
+        penalties = [layer.penalty for layer in self.moe_layers() if layer.penalty is not None]
+        return torch.stack(penalties).mean(0) if penalties else self.embedding.new_zeros(self.num_models)
 
-def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    def update_routers(self) -> None:
+        """Move the routers' own state after a step, and count its tokens."""
+        layers = self.moe_layers()
+        active_LS = [layer.step_active() for layer in layers]
+        for layer in layers:
+            layer.after_step(torch.stack(active_LS).mean(0))
+
+    @torch.no_grad()
+    def load_routers(self, s: int, tensors: Mapping[str, Tensor]) -> None:
+        """Set model s's `router_state`; what starts here, grown or forked, has no counts yet."""
+        for name, mine in self.router_state().items():
+            if name in tensors or not name.startswith("counts/"):
+                mine[s].copy_(tensors[name])
+
+    def router_state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold of the routers, by name; each (S, ...)."""
+        return {
+            f"{kind}/{i}.{name}": tensor
+            for i, layer in enumerate(self.moe_layers())
+            for kind, part in (("buffers", layer.own_state()), ("counts", layer.counts()))
+            for name, tensor in part.items()
+        }
+
+
+def _routed(num_models: int, config: ProxyConfig) -> MoeFeedForward:
+    sizes = {"experts": config.experts, "top_k": config.top_k}
+    if config.router == "relu":
+        return ReluFeedForward(num_models, config.width, config.expert_width, **sizes)
+    return TopKFeedForward(num_models, config.width, config.expert_width, **sizes, balance_step=config.balance_step)

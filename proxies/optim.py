@@ -1,21 +1,42 @@
-"""AdamW for a stack of models, each with its own step, rate, clip and average.
+"""One optimizer step for a stack of models, each with its own step, rate, clip and average.
 
-The optimizer sees every model's slice as parameters of their own (views into the
-stacked tensors), so models at different steps can share a stack and leave it.
+What moves a parameter is a rule, AdamW (`adamw`) or Muon (`muon`): it keeps tensors of
+its own per parameter, its slots. Models at different steps can share a stack and leave it.
 
     S models in the stack
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .adamw import StackedAdamW
 from .checkpoint import ModelState
 from .config import ProxyConfig
+from .laws import rate
 from .model import ProxyStack
+from .muon import StackedMuon, is_hidden_matrix
+
+
+class Rule(Protocol):
+    """What moves some parameters of a stack."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the tensors it keeps per parameter."""
+
+    def step(self, rates: Sequence[float]) -> None:
+        """Move its parameters along their gradients; one learning rate per model."""
+
+    def load(self, s: int, name: str, slots: Mapping[str, Tensor]) -> None:
+        """Set the slots of one parameter of model s."""
+
+    def saved(self, s: int, name: str) -> dict[str, Tensor]:
+        """Return the slots of one parameter of model s."""
 
 
 class StackOptimizer:
@@ -25,22 +46,19 @@ class StackOptimizer:
         model: The stack; its parameters are overwritten with `states`.
         average: A second stack for the averaged weights.
         states: One state per model; their tensors are copied in.
+        ends: Last step of each model's run, for the decay of its rate.
     """
 
-    def __init__(self, model: ProxyStack, average: ProxyStack, states: Sequence[ModelState]) -> None:
+    def __init__(
+        self, model: ProxyStack, average: ProxyStack, states: Sequence[ModelState], *, ends: Sequence[int]
+    ) -> None:
         self.config: ProxyConfig = model.config
         self.model, self.average = model, average
-        self.steps = [state.step for state in states]
+        self.steps, self._ends = [state.step for state in states], list(ends)
         self._parameters = dict(model.named_parameters())
         for parameter in self._parameters.values():
             parameter.grad = torch.zeros_like(parameter)
-        self._views: list[dict[str, nn.Parameter]] = [self._view(s) for s in range(len(states))]
-        self._adam = torch.optim.AdamW(
-            [group for views in self._views for group in self._groups(views)],
-            lr=self.config.learning_rate,
-            betas=(0.9, 0.95),
-            fused=True,
-        )
+        self._rules = self._make_rules()
         self._average_parameters = dict(average.named_parameters())
         for s, state in enumerate(states):
             self._load(s, state)
@@ -52,13 +70,10 @@ class StackOptimizer:
             (S,) gradient norms before clipping.
         """
         norms = self._clip()
-        for s in range(len(self.steps)):
-            rate = self.config.learning_rate * min(1.0, (self.steps[s] + 1) / self.config.warmup_steps)
-            for group in self._adam.param_groups[2 * s : 2 * s + 2]:
-                group["lr"] = rate
-        self._adam.step()
-        for layer in self.model.moe_layers():
-            layer.update_bias(self.config.balance_step)
+        rates = [rate(self.config, step, end) for step, end in zip(self.steps, self._ends, strict=True)]
+        for rule in set(self._rules.values()):
+            rule.step(rates)
+        self.model.update_routers()
         self.steps = [step + 1 for step in self.steps]
         self._update_average()
         for parameter in self._parameters.values():
@@ -70,23 +85,20 @@ class StackOptimizer:
         """Return a copy of every model's state, on the CPU."""
         return [self._state(s) for s in range(len(self.steps))]
 
-    def _view(self, s: int) -> dict[str, nn.Parameter]:
-        views = {}
-        for name, parameter in self._parameters.items():
-            assert parameter.grad is not None
-            views[name] = nn.Parameter(parameter.data[s])
-            views[name].grad = parameter.grad[s]
-        return views
-
-    def _groups(self, views: dict[str, nn.Parameter]) -> list[dict[str, object]]:
-        matrices = [p for p in views.values() if p.dim() >= 2]
-        gains = [p for p in views.values() if p.dim() < 2]
-        return [{"params": matrices, "weight_decay": self.config.weight_decay}, {"params": gains, "weight_decay": 0.0}]
+    def _make_rules(self) -> dict[str, Rule]:
+        """Return {parameter: its rule}."""
+        names = {n for n, p in self._parameters.items() if _rule_of(self.config, n, p) is StackedMuon}
+        hidden = {n: p for n, p in self._parameters.items() if n in names}
+        rest = {n: p for n, p in self._parameters.items() if n not in names}
+        decay = self.config.weight_decay
+        adamw: Rule = StackedAdamW(rest, self.steps, weight_decay=decay)
+        muon: Rule = StackedMuon(hidden, weight_decay=decay)
+        return {n: muon if n in names else adamw for n in self._parameters}
 
     @torch.no_grad()
     def _clip(self) -> Tensor:
         grads = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norms = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()
+        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads]).square().sum(0).sqrt()
         scale = (self.config.clip / (norms + 1e-6)).clamp(max=1.0)
         for grad in grads:
             grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
@@ -101,34 +113,32 @@ class StackOptimizer:
             shape = (-1, *[1] * (parameter.dim() - 1))
             self._average_parameters[name].lerp_(parameter, blend.view(shape))
         for mine, theirs in zip(self.average.moe_layers(), self.model.moe_layers(), strict=True):
-            mine.bias.copy_(theirs.bias)
+            for name, tensor in mine.own_state().items():
+                tensor.copy_(theirs.own_state()[name])
 
     @torch.no_grad()
     def _load(self, s: int, state: ModelState) -> None:
         for name, parameter in self._parameters.items():
             parameter[s].copy_(state.tensors[f"weights/{name}"])
             self._average_parameters[name][s].copy_(state.tensors[f"ema/{name}"])
-            view = self._views[s][name]
-            self._adam.state[view] = {
-                "step": torch.tensor(float(state.step), device=view.device),
-                "exp_avg": state.tensors[f"first/{name}"].to(view.device, copy=True),
-                "exp_avg_sq": state.tensors[f"second/{name}"].to(view.device, copy=True),
-            }
-        for i, (mine, theirs) in enumerate(zip(self.model.moe_layers(), self.average.moe_layers(), strict=True)):
-            mine.bias[s].copy_(state.tensors[f"buffers/{i}.bias"])
-            theirs.bias[s].copy_(state.tensors[f"buffers/{i}.bias"])
+            rule = self._rules[name]
+            rule.load(s, name, {slot: state.tensors[f"{slot}/{name}"] for slot in rule.slots})
+        self.model.load_routers(s, state.tensors)
+        self.average.load_routers(s, state.tensors)
 
     def _state(self, s: int) -> ModelState:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._parameters.items():
-            moments = self._adam.state[self._views[s][name]]
             tensors[f"weights/{name}"] = parameter.data[s]
             tensors[f"ema/{name}"] = self._average_parameters[name].data[s]
-            tensors[f"first/{name}"] = moments["exp_avg"]
-            tensors[f"second/{name}"] = moments["exp_avg_sq"]
-        for i, layer in enumerate(self.model.moe_layers()):
-            tensors[f"buffers/{i}.bias"] = layer.bias[s]
+            tensors |= {f"{slot}/{name}": value for slot, value in self._rules[name].saved(s, name).items()}
+        tensors |= {name: tensor[s] for name, tensor in self.model.router_state().items()}
         return ModelState(self.steps[s], {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()})
+
+
+def _rule_of(config: ProxyConfig, name: str, parameter: Tensor) -> type[StackedAdamW | StackedMuon]:
+    muon = config.optimizer == "muon" and is_hidden_matrix(name, parameter)
+    return StackedMuon if muon else StackedAdamW
 
 
 def initial_state(config: ProxyConfig, seed: int) -> ModelState:
@@ -138,7 +148,7 @@ def initial_state(config: ProxyConfig, seed: int) -> ModelState:
     for name, parameter in model.named_parameters():
         value = parameter.detach()[0]
         tensors |= {f"weights/{name}": value, f"ema/{name}": value.clone()}
-        tensors |= {f"first/{name}": torch.zeros_like(value), f"second/{name}": torch.zeros_like(value)}
-    for i, layer in enumerate(model.moe_layers()):
-        tensors[f"buffers/{i}.bias"] = layer.bias[0]
+        tensors |= {f"{slot}/{name}": torch.zeros_like(value) for slot in _rule_of(config, name, parameter).slots}
+    # No counts: nothing was trained yet (see ProxyStack.load_routers).
+    tensors |= {name: t[0] for name, t in model.router_state().items() if name.startswith("buffers/")}
     return ModelState(0, tensors)

@@ -21,7 +21,8 @@ from mixopt.objective import EvalSet
 from mixopt.storage import atomic_path, read_json, write_json
 
 from .text import TextSource
-from .tokens import TextTokenizer, TokenShard, spread, train_tokenizer
+from .tokenizer import TextTokenizer, train_tokenizer
+from .tokens import TokenShard, spread
 
 # Enough to choose an evaluation set from; more would only fill memory.
 _MOST_HELD_OUT = 4000

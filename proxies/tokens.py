@@ -10,7 +10,7 @@ function of (seed, step): it keeps no state, so resume and continuation are exac
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -21,83 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixopt.errors import ConfigError
-from mixopt.identity import file_fingerprint, fingerprint
+from mixopt.identity import fingerprint
 from mixopt.mixture import Mixture
 from mixopt.seeding import derive, generator
 from mixopt.storage import atomic_path, read_json, write_json
 
+from .tokenizer import TextTokenizer
+
 logger = logging.getLogger(__name__)
 
-SEPARATOR = "<|doc|>"
-_TRAINING_CHARS = 1_500_000
 _GOLDEN = (5**0.5 - 1) / 2
-
-
-def train_tokenizer(domains: Mapping[str, Iterable[str]], vocab_size: int, path: Path) -> None:
-    """Train a byte-level BPE on equal slices of all domains and save it.
-
-    Args:
-        domains: Documents per domain; the first 1.5 million characters of each are used.
-        vocab_size: Tokens, the separator and the 256 bytes included.
-        path: JSON file to write.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    if vocab_size < 257:
-        raise ConfigError(
-            f"tokenizer.vocab_size: expected at least 257 (all bytes and the separator), got {vocab_size}"
-        )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[SEPARATOR],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((t for docs in domains.values() for t in _slice(docs)), trainer)
-    with atomic_path(path) as temporary:
-        tokenizer.save(str(temporary))
-
-
-def _slice(documents: Iterable[str]) -> Iterator[str]:
-    used = 0
-    for document in documents:
-        yield document[: _TRAINING_CHARS - used]
-        used += len(document)
-        if used >= _TRAINING_CHARS:
-            return
-
-
-class TextTokenizer:
-    """A tokenizer file, and the token that separates documents.
-
-    Raises:
-        ConfigError: If the file is missing, damaged or has no separator token.
-    """
-
-    def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer
-
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise ConfigError(
-                f"tokenizer.path: cannot read {path} ({error}); give a tokenizer.json of the tokenizers library"
-            ) from error
-        self.fingerprint = file_fingerprint(path)
-        self.vocab_size = self._tokenizer.get_vocab_size()
-        names = (SEPARATOR, "<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
-        ids = [self._tokenizer.token_to_id(name) for name in names]
-        known = [i for i in ids if i is not None]
-        if not known:
-            raise ConfigError(f"tokenizer.path: {path} has none of the separator tokens {', '.join(names)}; add one")
-        self.separator: int = known[0]
-
-    def encode(self, documents: Sequence[str]) -> list[Any]:
-        """Return the library's encodings (ids and character offsets), no special tokens added."""
-        return self._tokenizer.encode_batch(list(documents), add_special_tokens=False)
 
 
 @dataclass(frozen=True)
@@ -122,12 +55,21 @@ class TokenShard:
     @cached_property
     def tokens(self) -> NDArray[Any]:
         """(num_tokens,) unsigned integers."""
-        return np.load(self.path / "tokens.npy", mmap_mode="r")  # type: ignore[no-any-return]
+        return self._load("tokens.npy", mmap_mode="r")
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """(D + 1,) start of each document; the last entry is num_tokens."""
-        return np.load(self.path / "offsets.npy")  # type: ignore[no-any-return]
+        return self._load("offsets.npy")
+
+    def _load(self, name: str, **options: Any) -> NDArray[Any]:
+        try:
+            return np.load(self.path / name, **options)  # type: ignore[no-any-return]
+        except (OSError, ValueError, EOFError) as error:
+            raise ConfigError(
+                f"token shard {self.path}: {name} is missing or damaged ({error}); "
+                "remove the folder and run the study again to rebuild it"
+            ) from error
 
     @classmethod
     def build(
@@ -166,8 +108,7 @@ class TokenShard:
             ("tokens.npy", np.concatenate(parts) if parts else np.zeros(0, dtype)),
             ("offsets.npy", offsets),
         ):
-            with atomic_path(self.path / file) as temporary:
-                np.save(temporary, array)
+            save_array(self.path / file, array)
         meta = {"num_tokens": int(offsets[-1]), "num_docs": len(parts), "num_bytes": num_bytes}
         write_json(self.path / "meta.json", {**meta, "separator": tokenizer.separator, "fingerprint": identity})
         logger.info("shard built path=%s tokens=%d documents=%d", self.path, meta["num_tokens"], meta["num_docs"])
@@ -191,6 +132,17 @@ def spread(documents: Sequence[str], num_tokens: int, tokenizer: TextTokenizer) 
     count = min(len(documents), max(1, round(num_tokens / max(1.0, float(mean)))))
     positions = ((np.arange(count) + 0.5) * len(documents) / count).astype(int)
     return [documents[i] for i in positions], per_document
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as .npy, atomically.
+
+    Raises:
+        ResourceError: If it cannot be written.
+    """
+    # For files open to write only numpy uses C's fwrite, whose errors do not say that the disk is full.
+    with atomic_path(path) as temporary, temporary.open("w+b") as file:
+        np.save(file, array)
 
 
 class DomainStream:
@@ -251,20 +203,25 @@ class MixtureSampler:
         shards: {domain: shard} with at least the domains of positive weight.
         mixture: Mixture weights.
         seed: The trial's seed.
-        sequence_length: T.
+        sequence_length: T; documents are packed, so it may be longer than any of them.
+
+    Raises:
+        ConfigError: If a domain of positive weight has no tokens.
     """
 
     def __init__(self, shards: Mapping[str, TokenShard], mixture: Mixture, *, seed: int, sequence_length: int) -> None:
         self.mixture = mixture
         self.sequence_length = sequence_length
+        used = {name: weight for name, weight in mixture.as_dict().items() if weight > 0}
+        for name, weight in used.items():
+            if name not in shards or not shards[name].meta["num_tokens"]:
+                raise ConfigError(
+                    f"domains.{name}: its weight is {weight:g}, but it has no tokens to train on; add text or drop it"
+                )
         self._edges = np.cumsum(mixture.weights)
         self._last = int(np.flatnonzero(mixture.weights)[-1])
         self._offset = float(generator(seed, "slots").random())
-        self._streams = {
-            name: DomainStream(shards[name], derive(seed, "stream", name))
-            for name, weight in mixture.as_dict().items()
-            if weight > 0
-        }
+        self._streams = {name: DomainStream(shards[name], derive(seed, "stream", name)) for name in used}
         self._positions = np.zeros(0, dtype=np.int64)
         self._slots = np.zeros(0, dtype=np.int64)
 

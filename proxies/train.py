@@ -64,13 +64,17 @@ class Milestone:
         run: The model.
         step: Where it is.
         average: A stack of one with its averaged weights.
-        router_loads: Per MoE layer, share of tokens per feed-forward expert.
+        router_loads: Per MoE layer, share of the tokens' choices per feed-forward expert
+            since the milestone before; zero is a dead expert.
+        active_experts: Mean active feed-forward experts per token and layer since the
+            milestone before, or None for a dense proxy.
     """
 
     run: ProxyRun
     step: int
     average: ProxyStack
     router_loads: list[list[float]]
+    active_experts: float | None
 
 
 class StackTrainer:
@@ -79,10 +83,12 @@ class StackTrainer:
     Args:
         config: The shape.
         runs: The models; those at their end already are left out.
-        device: A torch device.
+        device: A torch device; never run on a GPU so far.
     """
 
     def __init__(self, config: ProxyConfig, runs: Sequence[ProxyRun], device: torch.device) -> None:
+        # A rate that decays towards a run's end makes its earlier rungs another recipe.
+        assert not config.decay or all(len(run.milestones) == 1 for run in runs)
         self.config, self.device = config, device
         self.runs: list[ProxyRun] = []
         self._stack([run for run in runs if run.state.step < run.end and not run.diverged])
@@ -100,7 +106,7 @@ class StackTrainer:
         for s, run in enumerate(self.runs):
             step = self._optimizer.steps[s]
             if not run.diverged and step in run.milestones:
-                on_milestone(Milestone(run, step, self._average_of(s), self._router_loads(s)))
+                on_milestone(self._hand_out(s, step))
         if any(run.diverged or step >= run.end for run, step in zip(self.runs, self._optimizer.steps, strict=True)):
             self.sync()
             self._stack([run for run in self.runs if run.state.step < run.end and not run.diverged])
@@ -116,15 +122,20 @@ class StackTrainer:
             return
         self._model = ProxyStack(self.config, len(runs)).to(self.device)
         self._average = ProxyStack(self.config, len(runs)).to(self.device).requires_grad_(False)
-        self._optimizer = StackOptimizer(self._model, self._average, [run.state for run in runs])
+        states, ends = [run.state for run in runs], [run.end for run in runs]
+        self._optimizer = StackOptimizer(self._model, self._average, states, ends=ends)
 
     def _train_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         steps, size = self._optimizer.steps, self.config.batch_size
         tokens = np.stack([run.sampler.batch(step, size) for run, step in zip(self.runs, steps, strict=True)])
-        batch = torch.from_numpy(tokens).to(self.device)
-        losses_S = self._model.token_losses(batch[..., :-1], batch[..., 1:]).mean(dim=(1, 2))
-        losses_S.sum().backward()
-        return losses_S.detach().cpu(), self._optimizer.step().cpu()
+        batch_SBL = torch.from_numpy(tokens).to(self.device)
+        mean_S = torch.zeros(len(self.runs), device=self.device)
+        for part_SBL in batch_SBL.chunk(self.config.accumulate, dim=1):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+                losses_S = self._model.mean_losses(part_SBL[..., :-1], part_SBL[..., 1:])
+            ((losses_S + self._model.router_penalty()).sum() / self.config.accumulate).backward()
+            mean_S += losses_S.detach() / self.config.accumulate
+        return mean_S.cpu(), self._optimizer.step().cpu()
 
     def _record(self, run: ProxyRun, step: int, loss: float, norm: float) -> None:
         run.losses.append(loss)
@@ -141,12 +152,24 @@ class StackTrainer:
         single = ProxyStack(self.config, 1).to(self.device).requires_grad_(False)
         for mine, stacked in zip(single.parameters(), self._average.parameters(), strict=True):
             mine.copy_(stacked[s : s + 1])
-        for layer, stacked_layer in zip(single.moe_layers(), self._average.moe_layers(), strict=True):
-            layer.bias.copy_(stacked_layer.bias[s : s + 1])
+        single.load_routers(0, {name: tensor[s] for name, tensor in self._average.router_state().items()})
         return single
 
-    def _router_loads(self, s: int) -> list[list[float]]:
-        return [layer.load[s].tolist() for layer in self._model.moe_layers()]
+    def _hand_out(self, s: int, step: int) -> Milestone:
+        layers = self._model.moe_layers()
+        loads = [layer.load(s) for layer in layers]
+        active = float(np.mean([layer.active(s) for layer in layers])) if layers else None
+        for layer in layers:
+            layer.restart(s)
+        return Milestone(self.runs[s], step, self._average_of(s), loads, active)
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether training in bfloat16 is slower than in float32 here, by a factor of 8 to 15 as measured.
+
+    So it is on a CPU without AVX-512: its matrix products have no kernel of their own.
+    """
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512"
 
 
 def restore_average(config: ProxyConfig, state: ModelState, device: torch.device) -> ProxyStack:
@@ -154,6 +177,5 @@ def restore_average(config: ProxyConfig, state: ModelState, device: torch.device
     model = ProxyStack(config, 1).to(device).requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter[0].copy_(state.tensors[f"ema/{name}"])
-    for i, layer in enumerate(model.moe_layers()):
-        layer.bias[0].copy_(state.tensors[f"buffers/{i}.bias"])
+    model.load_routers(0, state.tensors)
     return model

@@ -31,7 +31,8 @@ from mixopt.identity import fingerprint
 from mixopt.proxies.cost import active_params
 from mixopt.proxies.optim import initial_state
 from mixopt.proxies.scoring import ScoringRows, score
-from mixopt.proxies.tokens import MixtureSampler, TextTokenizer, TokenShard
+from mixopt.proxies.tokenizer import TextTokenizer
+from mixopt.proxies.tokens import MixtureSampler, TokenShard
 from mixopt.proxies.train import ProxyRun, StackTrainer
 from mixopt.runs import RunsTable, read_runs, write_runs
 from mixopt.seeding import generator

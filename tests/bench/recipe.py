@@ -1,62 +1,41 @@
-"""Compare training recipes at the quickstart's size: loss on the targets, four seeds, uniform mixture.
+"""Compare training recipes at the quickstart's size: objective on the uniform mixture, four seeds.
 
-    python tests/bench/recipe.py runs/quickstart ema=0.98 ema=0.99 ema=0.99,learning_rate=4e-3
+    python tests/bench/recipe.py experiments/studies/quickstart.yaml ema=0.98 ema=0.99 optimizer=muon,ema=0.98
 
-Needs a run directory whose tokens are built (`mixopt check` does). Prints per recipe
-the mean objective and its standard deviation over seeds at the lowest and the top rung.
+Prints per recipe the mean objective and its standard deviation over seeds at the lowest
+and the top rung. Results are kept in runs/bench/recipe. `mixopt bench lr` is the sweep
+of the learning rate.
 """
 
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mixopt import Mixture
-from mixopt.experiments import build
-from mixopt.proxies.optim import initial_state
-from mixopt.proxies.scoring import score
-from mixopt.proxies.tokens import MixtureSampler, TokenShard
-from mixopt.proxies.train import ProxyRun, StackTrainer
-from mixopt.storage import RunDirectory
+from mixopt.experiments.bench_runs import Ground
 
 NUM_SEEDS = 4
 
 
-def main(directory: str, *recipes: str) -> None:
-    location = build.locate(Path(directory))
-    header, evaluator = build.prepare(location)
-    evaluator.limit_threads()
-    objective, files = build.parse_objective(header), RunDirectory(location.directory)
-    shards = {name: TokenShard(files.tokens / folder) for name, folder in evaluator.shards.items()}
-    base = evaluator.models[header.ladder.target.model]
+def main(study: str, *recipes: str) -> None:
+    ground = Ground.prepare(
+        Path(study), out=Path("runs/bench/recipe"), progress=lambda line: print(line, file=sys.stderr)
+    )
+    ladder = ground.header.ladder
+    base = ground.evaluator.models[ladder.target.model]
+    tokens = [ladder.rungs[0].num_tokens, ladder.target.num_tokens]
     for recipe in recipes:
         changes = dict(part.split("=") for part in recipe.split(","))
         config = replace(base, **{name: type(getattr(base, name))(value) for name, value in changes.items()})
-        rows = evaluator.rows(files, config)
-        steps = tuple(config.num_steps(rung.num_tokens) for rung in (header.ladder.rungs[0], header.ladder.target))
-        values: dict[int, list[float]] = {step: [] for step in steps}
-
-        def record(milestone, rows=rows, values=values):
-            losses = {
-                f"loss/{n}": -float(score(milestone.average, cut)[0].mean(dtype=np.float64)) for n, cut in rows.items()
-            }
-            values[milestone.step].append(float(objective.value(losses)))
-
-        mixture, length = Mixture.uniform(header.domain_names), config.sequence_length
-        runs = [
-            ProxyRun(
-                str(s), MixtureSampler(shards, mixture, seed=s, sequence_length=length), steps, initial_state(config, s)
-            )
-            for s in range(100, 100 + NUM_SEEDS)
-        ]
-        start = time.process_time()
-        trainer = StackTrainer(config, runs, evaluator.resolved_device)
-        while trainer.active:
-            trainer.advance(record)
-        seconds = (time.process_time() - start) / NUM_SEEDS
-        shown = "  ".join(f"step {step}: {np.mean(v):.4f} ± {np.std(v, ddof=1):.4f}" for step, v in values.items())
+        (results,) = ground.train({recipe.replace("/", "-"): config}, tokens=tokens, seeds=NUM_SEEDS).values()
+        points = [[r["points"][i] for r in results] for i in range(len(tokens))]
+        values = [[point["objective"] for point in mine] for mine in points]
+        shown = "  ".join(
+            f"{count:,} tokens: {np.mean(v):.4f} ± {np.std(v, ddof=1):.4f}"
+            for count, v in zip(tokens, values, strict=True)
+        )
+        seconds = np.mean([point["process_seconds"] for point in points[-1]])
         print(f"{recipe:<32} {shown}  {seconds:.1f} CPU s per model", flush=True)
 
 

@@ -37,6 +37,7 @@ DOORS = {
     "matplotlib": lambda path: path == "experiments/figures.py",
     "fsspec": lambda path: path == "mixopt/storage.py",
     "fastapi": lambda path: path == "experiments/server.py",
+    "transformers": lambda path: False,
     "lightgbm": lambda path: path == "search/baselines.py",
     "sklearn": lambda path: path == "search/baselines.py",
     "pandas": lambda path: path == "mixopt/study.py" or path.startswith("experiments/"),

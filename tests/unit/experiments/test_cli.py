@@ -11,7 +11,7 @@ from tests.unit.experiments.finished_study import BEST, HEADER, NAMES, finished_
 
 VERBS = (
     "init", "check", "run", "status", "predict", "suggest", "tell", "replay", "convert", "report", "dashboard", "sync",
-    "doctor",
+    "doctor", "bench", "export-model",
 )  # fmt: skip
 LADDER = [{"name": rung.name, "tokens": rung.num_tokens} for rung in HEADER.ladder]
 

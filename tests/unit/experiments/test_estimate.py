@@ -5,6 +5,7 @@ import pytest
 from mixopt.experiments import build
 from mixopt.experiments.estimate import summarize
 from mixopt.storage import RunDirectory
+from mixopt.study import Study
 from tests.e2e.command_line import small_study
 
 
@@ -27,7 +28,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def summary(prepared):
     location, header, evaluator, plan = prepared
-    return summarize(location.config, header, evaluator, plan, RunDirectory(location.directory).tokens)
+    return summarize(location.config, header, evaluator, plan, Study(location.directory))
 
 
 def test_runs_are_counted_in_runs_at_the_top_rung(summary, prepared):

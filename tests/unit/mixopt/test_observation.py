@@ -65,3 +65,15 @@ def test_a_role_keeps_its_own_observations():
     )
     assert [o.trial for o in history.of(Role.EXPERT).observations] == ["e"]
     assert history.trial("e").role is Role.EXPERT
+
+
+def test_summary_of_loads_names_the_worst_layer_and_the_dead():
+    observation = Observation("t", "low", {}, router_loads=[[0.25] * 4, [0.5, 0.5, 0.0, 0.0]], active_experts=1.5)
+    assert observation.load_summary() == {"max_load": 2.0, "dead": 0.25, "active": 1.5}
+    assert Observation("t", "low", {}).load_summary() == {}
+
+
+def test_observations_written_before_experts_were_counted_can_be_read():
+    data = Observation("t", "low", {"a": 1.0}).to_json()
+    del data["active_experts"]
+    assert Observation.from_json(data).active_experts is None

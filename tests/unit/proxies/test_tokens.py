@@ -1,11 +1,14 @@
 """Shards are built once and the sampler mixes token shares exactly."""
 
+import json
+
 import numpy as np
 import pytest
 
 from mixopt import Mixture
 from mixopt.errors import ConfigError
-from mixopt.proxies.tokens import DomainStream, MixtureSampler, TextTokenizer, TokenShard, spread, train_tokenizer
+from mixopt.proxies.tokenizer import TextTokenizer, train_tokenizer
+from mixopt.proxies.tokens import DomainStream, MixtureSampler, TokenShard, spread
 
 from .builders import shards, write_shard
 
@@ -98,6 +101,81 @@ def test_shard_is_built_once_and_named_by_content(tmp_path):
 def test_vocabulary_smaller_than_the_bytes_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="at least 257"):
         train_tokenizer({"a": DOCUMENTS}, 100, tmp_path / "t.json")
+
+
+def rewritten(path, change):
+    """A tokenizer file as another tool might have saved it."""
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    return TextTokenizer(path)
+
+
+def test_a_tokenizer_saved_with_truncation_and_padding_keeps_documents_whole(tmp_path):
+    plain = _tokenizer(tmp_path / "tokenizer.json").encode(DOCUMENTS[:2])
+    cutting = {
+        "truncation": {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            "strategy": {"Fixed": 500}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": "<|doc|>",
+        },
+    }  # fmt: skip
+    cut = rewritten(tmp_path / "tokenizer.json", lambda data: data.update(cutting)).encode(DOCUMENTS[:2])
+    assert [e.ids for e in cut] == [e.ids for e in plain]
+
+
+def test_a_tokenizer_with_gaps_in_its_ids_has_room_for_the_largest(tmp_path):
+    """A smaller embedding would read, in a stack, the rows of the next model."""
+    size = _tokenizer(tmp_path / "tokenizer.json").vocab_size
+    far = {
+        "id": size + 40, "content": "<|far|>", "single_word": False, "lstrip": False, "rstrip": False,
+        "normalized": False, "special": True,
+    }  # fmt: skip
+    tokenizer = rewritten(tmp_path / "tokenizer.json", lambda data: data["added_tokens"].append(far))
+    (encoding,) = tokenizer.encode(["<|far|>"])
+    assert max(encoding.ids) < tokenizer.vocab_size
+
+
+def test_a_copy_for_inference_puts_the_separator_before_every_text(tmp_path):
+    from tokenizers import Tokenizer
+
+    tokenizer = _tokenizer(tmp_path / "tokenizer.json")
+    tokenizer.save_for_inference(tmp_path / "copy.json")
+    copy, (ours,) = Tokenizer.from_file(str(tmp_path / "copy.json")), tokenizer.encode(DOCUMENTS[:1])
+    assert copy.encode(DOCUMENTS[0]).ids == [tokenizer.separator, *ours.ids]
+    assert tokenizer.separator_text == "<|doc|>"
+
+
+def test_a_domain_of_positive_weight_without_tokens_is_named(tmp_path):
+    data = shards(tmp_path)
+    data["b"] = TokenShard.build(tmp_path, "empty", [""], tokenizer=_tokenizer(tmp_path / "tokenizer.json"), key={})
+    with pytest.raises(ConfigError, match=r"domains\.b: its weight is 0\.5, but it has no tokens"):
+        MixtureSampler(data, Mixture.uniform(["a", "b"]), seed=0, sequence_length=16)
+    assert MixtureSampler(data, Mixture.vertex(["a", "b"], "a"), seed=0, sequence_length=16).batch(0, 2).shape == (
+        2,
+        17,
+    )
+
+
+@pytest.mark.parametrize("length", [7, 51, 64, 5000])
+def test_sequences_of_any_length_are_cut_from_one_stream(tmp_path, length):
+    """Longer than a document (50 to 56 tokens) and than the whole domain, too."""
+    shard = write_shard(tmp_path / "a")
+    sampler = MixtureSampler({"a": shard}, Mixture(("a",), [1.0]), seed=0, sequence_length=length)
+    rows = np.concatenate([sampler.batch(step, 2) for step in range(2)])
+    assert np.array_equal(rows[1:, 0], rows[:-1, -1])
+    assert (rows[:, :-1] == 0).sum() >= 4 * length // 58
+
+
+@pytest.mark.parametrize("file", ["tokens.npy", "offsets.npy"])
+@pytest.mark.parametrize("damage", [None, b"", b"no array"])
+def test_a_damaged_shard_says_how_to_rebuild_it(tmp_path, file, damage):
+    shard = write_shard(tmp_path / "a")
+    (tmp_path / "a" / file).unlink() if damage is None else (tmp_path / "a" / file).write_bytes(damage)
+    with pytest.raises(
+        ConfigError, match=rf"token shard .*: {file} is missing or damaged .*; remove the folder and run"
+    ):
+        DomainStream(shard, seed=0).read(0, 8)
 
 
 def test_spread_takes_documents_from_the_whole_set(tmp_path):
