@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _NORM_EPS = 1e-6
+_THIN = 8  # columns
 _GROUPED_MM = getattr(F, "grouped_mm", None)  # not in all releases that we support
 
 
@@ -105,6 +106,30 @@ def grouped_matmul(x_PD: Tensor, weight_GDF: Tensor, ends_G: Tensor) -> Tensor:
         ends_G: Where each group's rows end, int32; groups may be empty.
     """
     return _GroupedMatmul.apply(*to_autocast(x_PD, weight_GDF), ends_G)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _ThinMatmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_SND: Tensor, weight_SDE: Tensor) -> Tensor:
+        ctx.save_for_backward(x_SND, weight_SDE)
+        return torch.bmm(weight_SDE.transpose(1, 2), x_SND.transpose(1, 2)).transpose(1, 2).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (x_SND, weight_SDE), (grad_SNE,) = ctx.saved_tensors, grads
+        grad_weight = torch.bmm(grad_SNE.transpose(1, 2), x_SND).transpose(1, 2).contiguous()
+        return torch.bmm(grad_SNE, weight_SDE.transpose(1, 2)), grad_weight
+
+
+def thin_matmul(x_SND: Tensor, weight_SDE: Tensor) -> Tensor:
+    """Return (S, N, E) products with matrices of few columns.
+
+    With up to 8 columns, products of the transposes take 0.6 to 0.7 of the seconds on a
+    CPU, forward and backward (docs/log.md); with 16 no longer.
+    """
+    if weight_SDE.shape[2] > _THIN:
+        return torch.bmm(x_SND, weight_SDE)
+    return _ThinMatmul.apply(*to_autocast(x_SND, weight_SDE))  # type: ignore[no-any-return,no-untyped-call]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .kernels import Pairs, combine, dispatch, grouped_matmul, swiglu
+from .kernels import Pairs, combine, dispatch, grouped_matmul, swiglu, thin_matmul
 
 
 class DenseFeedForward(nn.Module):
@@ -141,7 +141,7 @@ class TopKFeedForward(MoeFeedForward):
 
     def route(self, x_SND: Tensor) -> tuple[Tensor, Tensor]:
         """Return gates and indices of the chosen experts, both (S, N, K)."""
-        logits_SNE = torch.bmm(x_SND, self.router)
+        logits_SNE = thin_matmul(x_SND, self.router)
         probs_SNE = logits_SNE.detach().softmax(-1)
         chosen_SNK = (probs_SNE + self.bias.unsqueeze(1)).topk(self.top_k, dim=-1).indices
         # Probabilities normalized over the chosen are the softmax of the chosen logits.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .kernels import Pairs, at_least_float32
+from .kernels import Pairs, at_least_float32, thin_matmul
 from .moe import MoeFeedForward
 
 # Start and factor of the penalty's weight. The paper starts at 1e-8 and needs 110 steps to reach its
@@ -41,7 +41,7 @@ class ReluFeedForward(MoeFeedForward):
 
     def assign(self, x_SND: Tensor) -> tuple[Tensor, Pairs]:
         """Return the gates of the active pairs, sorted by token, and the pairs."""
-        gates_SNE = at_least_float32(torch.bmm(x_SND, self.router)).relu()
+        gates_SNE = at_least_float32(thin_matmul(x_SND, self.router)).relu()
         active_SNE = gates_SNE.detach() > 0
         self.penalty = self.mu * self._regularizer(gates_SNE, active_SNE)
         (num_models, num_tokens, num_experts), flat_P = gates_SNE.shape, active_SNE.flatten().nonzero().squeeze(1)

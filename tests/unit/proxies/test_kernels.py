@@ -11,6 +11,7 @@ from mixopt.proxies.kernels import (
     grouped_matmul,
     rms_norm,
     swiglu,
+    thin_matmul,
 )  # fmt: skip
 
 
@@ -45,6 +46,13 @@ def test_grouped_matmul_takes_rows_that_the_library_does_not():
     x, weight = random_tensor(5, 3), random_tensor(3, 3, 2, seed=1)
     ends = torch.tensor([2, 2, 5], dtype=torch.int32)
     assert torch.autograd.gradcheck(lambda a, b: grouped_matmul(a, b, ends), (x, weight))
+
+
+@pytest.mark.parametrize("columns", [3, 9])
+def test_thin_matmul_and_its_gradient(columns):
+    x, weight = random_tensor(2, 5, 4), random_tensor(2, 4, columns, seed=1)
+    torch.testing.assert_close(thin_matmul(x, weight), torch.bmm(x, weight))
+    assert torch.autograd.gradcheck(thin_matmul, (x, weight))
 
 
 def test_pairs_are_sorted_by_group_and_can_be_found_again():
