@@ -1,12 +1,13 @@
 """Validation bits per byte after equal CPU time: our stack, our single model and OLMoE of the same size.
 
 Uniform mixture of a prepared study's domains, mean over their held-out texts. All have
-the same data order per seed, batch, warm-up, clip, weight decay and averaging; OLMoE
-gets the best of three learning rates, chosen on its first seed. Results are kept per
-contender and seed, so an interrupted run goes on.
+the same data order per seed, batch, warm-up, clip, weight decay and averaging; stack and
+OLMoE get the best of a few learning rates each, chosen on the first seed. Results are
+kept per contender and seed, so an interrupted run goes on.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from mixopt.proxies.tokens import MixtureSampler, TokenShard
 from mixopt.proxies.train import ProxyRun, StackTrainer, restore_average
 from mixopt.storage import RunDirectory, read_json, write_json
 
-PEER_RATES = (2e-3, 4e-3, 8e-3)
+OUR_RATES = (3e-3, 6e-3)
+PEER_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 _END = 10**9  # no run comes this far; the clock ends it
 
 
@@ -48,14 +50,15 @@ class Ground:
         return float(np.mean([self.factors[n] * nats(rows).mean(dtype=np.float64) for n, rows in self.rows.items()]))
 
 
-def train_ours(ground, seeds, seconds):
+def train_ours(ground, seeds, seconds, rate):
     """Train a stack of one model per seed for so long per model; return bits per byte and steps of each."""
-    runs = [ProxyRun(str(s), ground.sampler(s), (_END,), initial_state(ground.config, s)) for s in seeds]
-    trainer, start = StackTrainer(ground.config, runs, torch.device("cpu")), time.process_time()
+    config = replace(ground.config, learning_rate=rate)
+    runs = [ProxyRun(str(s), ground.sampler(s), (_END,), initial_state(config, s)) for s in seeds]
+    trainer, start = StackTrainer(config, runs, torch.device("cpu")), time.process_time()
     while time.process_time() - start < seconds * len(seeds):
         trainer.advance(lambda milestone: None)
     trainer.sync()
-    averages = [restore_average(ground.config, run.state, torch.device("cpu")) for run in runs]
+    averages = [restore_average(config, run.state, torch.device("cpu")) for run in runs]
     scores = [ground.bits_per_byte(lambda rows, model=model: -score(model, rows)[0]) for model in averages]
     return [{"bits_per_byte": value, "steps": run.state.step} for value, run in zip(scores, runs, strict=True)]
 
@@ -94,12 +97,19 @@ def compare(study, *, out, seconds, seeds):
         return read_json(path)
 
     numbers = range(100, 100 + seeds)
-    ours = kept(f"stack-of-{seeds}", lambda: train_ours(ground, numbers, seconds))
-    singles = [kept(f"single-{s}", lambda s=s: train_ours(ground, [s], seconds)[0]) for s in numbers]
+    stacks = {
+        r: kept(f"stack-of-{seeds}-{r:g}", lambda r=r: train_ours(ground, numbers, seconds, r)) for r in OUR_RATES
+    }
+    own = min(stacks, key=lambda r: stacks[r][0]["bits_per_byte"])
+    ours = stacks[own]
+    singles = [kept(f"single-{own:g}-{s}", lambda s=s: train_ours(ground, [s], seconds, own)[0]) for s in numbers]
     swept = {r: kept(f"olmoe-{r:g}-100", lambda r=r: train_peer(ground, 100, seconds, r)) for r in PEER_RATES}
     rate = min(swept, key=lambda r: swept[r]["bits_per_byte"])
     peer = [kept(f"olmoe-{rate:g}-{s}", lambda s=s: train_peer(ground, s, seconds, rate)) for s in numbers]
-    return [_row("our single model", ours, singles, 0.0), _row(f"OLMoE at rate {rate:g}", ours, peer, 0.1)]
+    return [
+        _row(f"our single model at rate {own:g}", ours, singles, 0.0),
+        _row(f"OLMoE at rate {rate:g}", ours, peer, 0.1),
+    ]
 
 
 def _row(name, ours, rivals, goal):
