@@ -11,6 +11,7 @@ group, each group multiplies one contiguous slice, one sort serves all models.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -32,7 +33,7 @@ class DenseFeedForward(nn.Module):
         return torch.bmm(swiglu(torch.bmm(x_SND, self.up)), self.down)
 
 
-class MoeFeedForward(nn.Module):
+class MoeFeedForward(nn.Module, ABC):
     """SwiGLU experts of which each token meets those that its router assigns.
 
     A router is a subclass. It may keep state per model in buffers (`own`) and move it
@@ -61,10 +62,11 @@ class MoeFeedForward(nn.Module):
         self.register_buffer("step_pairs", torch.zeros_like(self.pairs), persistent=False)
         self._step_tokens = 0
 
+    @abstractmethod
     def assign(self, x_SND: Tensor) -> tuple[Tensor, Pairs]:
         """Return the gates of all pairs, pairs sorted by token, and the pairs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def adjust(self, load_SE: Tensor, active_S: Tensor) -> None:
         """Move the router's own state after a step.
 
@@ -72,7 +74,6 @@ class MoeFeedForward(nn.Module):
             load_SE: Share of the step's pairs per expert of this layer.
             active_S: Mean active experts per token in the step, over all layers.
         """
-        raise NotImplementedError
 
     def forward(self, x_SND: Tensor) -> Tensor:
         """Return (S, N, D) outputs."""
