@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from mixopt.study import Study
 
     from .build import Location
+
+logger = logging.getLogger(__name__)
 
 # The tokenizer's threads outlive the fork-free part of the run; the workers are single-threaded.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -51,6 +54,8 @@ def check(study: StudyArgument, directory: DirectoryOption = None, as_json: Json
     console = Console()
     for item in check_tables(location.config, header, summary):
         console.print(item)
+    if summary["measured"] and summary["measured"]["ladder"]:
+        typer.echo(summary["measured"]["ladder"], nl=False)  # to be copied: never wrapped
 
 
 def run(
@@ -99,6 +104,9 @@ def _run(location: Location, *, accept_changes: bool, as_json: bool) -> int:
         plan = build.build_plan(location, header, evaluator)
         ledger = Study(location.directory)
         ledger.check(header, accept_changes=accept_changes)
+        changes = ledger.header.ladder.cost_changes(header.ladder) if ledger.headers else []
+        if changes:
+            logger.warning("costs changed %s; runs so far are charged by the new ones", "; ".join(changes))
         complete = finished(ledger, plan)
         if not complete:
             tracker = build.build_tracker(location)

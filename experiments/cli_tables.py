@@ -48,17 +48,12 @@ def check_tables(config: StudyConfig, header: Header, summary: dict[str, Any]) -
     for item in summary["eval_sets"]:
         sets.add_row(item["name"], f"{item['tokens']:,}", f"{item['bytes']:,}")
     yield sets
-    ladder = _table("Ladder", "rung", "model", "tokens", "training FLOPs", "cost in top-rung runs")
-    for item in summary["ladder"]:
-        ladder.add_row(
-            item["name"], item["model"], f"{item['tokens']:,}", f"{item['flops']:.2g}", f"{item['cost']:.3f}"
-        )
-    yield ladder
+    yield _ladder_table(summary)
     runs = _table("Runs, in runs at the top rung", "phase", "runs")
     for name, value in summary["runs_at_top"].items():
         runs.add_row(name, f"{value:g}")
     yield runs
-    params, estimate = summary["params"], summary["estimated"]
+    params, estimate, measured = summary["params"], summary["estimated"], summary["measured"]
     yield Text(f"Objective: {header.objective['expression']}, {UNIT_LABELS[header.objective['unit']]}, minimized")
     yield Text(f"Constraints: {summary['constraints'] or 'none but the simplex'}")
     yield Text(f"Proxy at the top rung: {params['total'] / 1e6:.2f}M parameters, {params['active'] / 1e6:.2f}M active")
@@ -67,6 +62,23 @@ def check_tables(config: StudyConfig, header: Header, summary: dict[str, Any]) -
         f"{duration(estimate['wall_seconds'])} with {config.run.workers} workers ({estimate['flops']:.2g} FLOPs), "
         f"from {estimate['from']}"
     )
+    if summary["changed_costs"]:
+        yield Text(f"Costs differ from those of the study so far: {'; '.join(summary['changed_costs'])}.")
+        yield Text("The next run charges all runs so far by the new costs; none of them is lost.")
+    if measured and measured["ladder"] is None:
+        yield Text("By time the rungs are not in this order; reorder the ladder to search by time.")
+    elif measured:
+        yield Text("To search by time measured here, replace the ladder in the study file by these lines:")
+
+
+def _ladder_table(summary: dict[str, Any]) -> Table:
+    seconds = summary["measured"]["seconds"] if summary["measured"] else {}
+    timed = ["CPU seconds here"] if seconds else []
+    table = _table("Ladder", "rung", "model", "tokens", "training FLOPs", "cost in top-rung runs", *timed)
+    for item in summary["ladder"]:
+        row = [item["name"], item["model"], f"{item['tokens']:,}", f"{item['flops']:.2g}", f"{item['cost']:.3f}"]
+        table.add_row(*row, *([f"{seconds[item['name']]:g}"] if seconds else []))
+    return table
 
 
 def final_tables(location: Location, study: Study, summary: dict[str, Any]) -> Iterator[RenderableType]:

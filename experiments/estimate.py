@@ -1,12 +1,18 @@
-"""What a study will cost before it runs: runs, FLOPs and time on this machine."""
+"""What a study will cost before it runs: runs, FLOPs and time on this machine.
+
+Once three runs are timed it also says what rungs cost in time, in lines for the study file.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from mixopt.config import StudyConfig
 from mixopt.mixture import Mixture
@@ -18,7 +24,7 @@ from mixopt.proxies.train import ProxyRun, StackTrainer
 from mixopt.service import Plan
 from mixopt.study import Header, Study
 
-from .time_model import fit_study, legs_to
+from .time_model import fit_study, seconds_per_rung
 
 _PROBE_STEPS = 8
 
@@ -31,6 +37,12 @@ def summarize(
     Time comes from the study's own runs once it has three (`time_model`), else it is
     extrapolated from a few training steps of the target's shape and counts training
     alone. It assumes that the workers are never idle.
+
+    Returns:
+        Among others `measured`, None before three runs: `seconds` of CPU time per rung,
+        `from`, and `ladder`, the study file's with these seconds as costs (None where
+        they do not rise from rung to rung). `changed_costs`: in words, how costs differ
+        from those the study was last run with.
     """
     ladder = header.ladder
     seeds = header.warm_start.rungs.values() if header.warm_start else ()
@@ -40,7 +52,12 @@ def summarize(
         "search": header.budget,
         "validation": float(plan.validation_seeds * (1 + len(plan.baselines))),
     }
-    seconds, source = seconds_per_run(header, evaluator, study, stack=plan.stack)
+    measured = _measured(config, header, evaluator, study)
+    if measured is None:
+        per_token = seconds_per_token(header, evaluator, study.files.tokens, stack=plan.stack)
+        seconds, source = per_token * ladder.target.num_tokens, f"{_PROBE_STEPS} training steps"
+    else:
+        seconds, source = measured["seconds"][ladder.target.name], measured["from"]
     total = sum(runs.values())
     model = evaluator.models[ladder.target.model]
     return {
@@ -62,18 +79,35 @@ def summarize(
             "flops": total * ladder.target.flops,
             "from": source,
         },
+        "measured": measured,
+        "changed_costs": study.header.ladder.cost_changes(ladder) if study.headers else [],
     }
 
 
-def seconds_per_run(header: Header, evaluator: ProxyEvaluator, study: Study, *, stack: int) -> tuple[float, str]:
-    """Return CPU seconds of a run to the target, and in words what says so."""
-    ladder = header.ladder
+def _measured(config: StudyConfig, header: Header, evaluator: ProxyEvaluator, study: Study) -> dict[str, Any] | None:
     fitted = fit_study(study, evaluator.models)
     if fitted is None:
-        per_token = seconds_per_token(header, evaluator, study.files.tokens, stack=stack)
-        return per_token * ladder.target.num_tokens, f"{_PROBE_STEPS} training steps"
+        return None
     model, num_runs = fitted
-    return model.seconds(legs_to(ladder.target, ladder, evaluator.models[ladder.target.model])), f"{num_runs} runs"
+    seconds = {
+        name: float(f"{value:.4g}") for name, value in seconds_per_rung(model, header.ladder, evaluator.models).items()
+    }
+    return {"seconds": seconds, "from": f"{num_runs} runs", "ladder": ladder_by_time(config, seconds)}
+
+
+def ladder_by_time(config: StudyConfig, seconds: Mapping[str, float]) -> str | None:
+    """Return the study file's ladder with times as costs, as YAML; None where they do not rise from rung to rung.
+
+    Args:
+        config: The study file.
+        seconds: {rung: seconds of a run}.
+    """
+    times = [seconds[rung.name] for rung in config.ladder]
+    if any(later <= earlier for earlier, later in pairwise(times)):
+        return None
+    rungs = [{**rung.model_dump(exclude_none=True), "cost": seconds[rung.name]} for rung in config.ladder]
+    # One rung per line, however long.
+    return yaml.safe_dump({"ladder": rungs}, default_flow_style=None, sort_keys=False, width=10_000)
 
 
 def seconds_per_token(header: Header, evaluator: ProxyEvaluator, tokens: Path, *, stack: int) -> float:

@@ -4,8 +4,8 @@
 
 per leg (the way from one rung to the next): t0 for measuring and starting, t_F per
 training FLOP (the inverse of the speed reached), t_E per feed-forward expert, block and
-step (small matrix products and sorting). For estimates alone; the search's costs stay
-nominal.
+step (small matrix products and sorting). For estimates, and for prices that a user may
+put into the study file; the search's costs never follow it by themselves.
 
 Source: METHODS 4.5 (`seconds = t0 + C/(mfu peak) + t_e n_l E steps`), by non-negative
 least squares on relative errors.
@@ -83,6 +83,17 @@ def legs_to(rung: Fidelity, ladder: Ladder, config: ProxyConfig) -> list[Leg]:
         Leg(flops[i + 1] - flops[i], experts * (config.num_steps(tokens[i + 1]) - config.num_steps(tokens[i])))
         for i in range(len(nested))
     ]
+
+
+def seconds_per_rung(model: TimeModel, ladder: Ladder, shapes: Mapping[str, ProxyConfig]) -> dict[str, float]:
+    """Return {rung: process seconds of a run from scratch to it}.
+
+    Args:
+        model: Fitted.
+        ladder: All rungs.
+        shapes: {model name: shape} of every rung.
+    """
+    return {rung.name: model.seconds(legs_to(rung, ladder, shapes[rung.model])) for rung in ladder}
 
 
 def fit_study(study: Study, models: Mapping[str, ProxyConfig]) -> tuple[TimeModel, int] | None:

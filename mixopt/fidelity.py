@@ -3,15 +3,15 @@
 Rungs of one model shape nest: training to a rung passes all rungs below it, so one
 run yields an observation at each, and a run can be continued to a higher rung.
 
-Costs are nominal (FLOPs plus a fixed part per run) in units of one run at the top
-rung, so that they are the same on every machine. Measured seconds are recorded
-beside them and never decide anything.
+Costs are nominal (FLOPs, or prices that the user declares, plus a fixed part per run)
+in units of one run at the top rung, so that they are the same on every machine.
+Measured seconds are recorded beside them and never decide anything by themselves.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -62,21 +62,33 @@ class Ladder:
             raise ConfigError(f"ladder: costs must be positive and finite, that of {free[0]} is not; correct it")
 
     @classmethod
-    def from_flops(cls, rungs: list[tuple[str, str, int, int, float]], fixed_cost: float) -> Ladder:
+    def from_flops(
+        cls,
+        rungs: Sequence[tuple[str, str, int, int, float]],
+        fixed_cost: float,
+        *,
+        prices: Sequence[float] | None = None,
+    ) -> Ladder:
         """Price rungs given as (name, model, params, tokens, FLOPs); the last costs 1.
+
+        Args:
+            rungs: From the cheapest to the target.
+            fixed_cost: Part of every charge that does not depend on length, in top-rung runs.
+            prices: Price of a run to each rung, positive, in any unit; None: its FLOPs.
 
         Raises:
             ConfigError: If a rung is not dearer than the one before it.
         """
-        top = rungs[-1][-1]
+        paid = [flops for *_, flops in rungs] if prices is None else prices
         priced = [
-            Fidelity(name, model, params, tokens, flops, fixed_cost + (1 - fixed_cost) * flops / top)
-            for name, model, params, tokens, flops in rungs
+            Fidelity(name, model, params, tokens, flops, fixed_cost + (1 - fixed_cost) * price / paid[-1])
+            for (name, model, params, tokens, flops), price in zip(rungs, paid, strict=True)
         ]
         if any(b.cost <= a.cost for a, b in pairwise(priced)):
+            remedy = "change tokens or depth" if prices is None else "correct their prices (ladder[].cost)"
             raise ConfigError(
                 "ladder: rungs must become more expensive from first to last, got costs "
-                f"{[round(rung.cost, 4) for rung in priced]}; reorder them or change tokens or depth"
+                f"{[round(rung.cost, 4) for rung in priced]}; reorder them or {remedy}"
             )
         return cls(tuple(priced), fixed_cost)
 
@@ -108,6 +120,15 @@ class Ladder:
         if start is None:
             return self[name].cost
         return self[name].cost - self[start].cost + self.fixed_cost
+
+    def cost_changes(self, new: Ladder) -> list[str]:
+        """Describe in words how the costs of rungs that are in both ladders differ in `new`."""
+        known = {rung.name: rung.cost for rung in self.rungs}
+        return [
+            f"rung {rung.name} costs {rung.cost:.4g} top-rung runs instead of {known[rung.name]:.4g}"
+            for rung in new
+            if rung.name in known and not math.isclose(rung.cost, known[rung.name], rel_tol=1e-9)
+        ]
 
     def index(self, name: str) -> int:
         """Return the rung's number; the target has the last one."""

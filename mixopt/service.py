@@ -18,7 +18,7 @@ from .execution import read_results
 from .fidelity import Ladder
 from .identity import fingerprint
 from .mixture import Mixture
-from .observation import Observation, Role, Status, Trial
+from .observation import History, Observation, Role, Status, Trial
 from .proposal import Contender, Prediction, Proposal
 from .protocols import Evaluator, Executor, Job, JobReport, NullWatch, Optimizer, Predictor, Tracker, TrialResult, Watch
 from .seeding import derive
@@ -132,6 +132,7 @@ class _Service:
         if unscored:
             self.watch.phase("experts", f"score {len(unscored)} experts on new evaluation sets")
             self._run_jobs([self._job([t], "score") for t in unscored])
+        self._require_results(self.study.history())
 
     def _search(self, optimizer: Optimizer) -> None:
         header = self.study.header
@@ -156,6 +157,7 @@ class _Service:
             return
         self.watch.phase("recommend")
         history = self.study.history()
+        self._require_results(history)
         recommendation = optimizer.recommend(history)
         rivals = {RECOMMENDED: recommendation.mixture, **self.plan.baselines}
         target = self.study.header.ladder.target.name
@@ -163,6 +165,15 @@ class _Service:
         contenders = [_contender(label, mixture, prediction, i) for i, (label, mixture) in enumerate(rivals.items())]
         self.study.recommend(recommendation, contenders)
         self.tracker.project(self.study)
+
+    def _require_results(self, history: History) -> None:
+        """Refuse to go on where every run was lost: nothing was learned, and the next ones would be lost too."""
+        lost = [trial for trial in history.trials if trial.note]
+        if lost and not history.observations:
+            raise TrainingError(
+                f"no run gave a result, so there is nothing to recommend from; {lost[0].id} is {lost[0].status}: "
+                f"{lost[0].note}; correct the cause (such as proxy.learning_rate) and start again with another --dir"
+            )
 
     def _validate(self) -> None:
         missing = missing_validation(self.study, self.plan)

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .errors import ResourceError, StudyError
 from .identity import fingerprint
 
@@ -75,6 +78,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         finally:
             with suppress(FileNotFoundError):
                 temporary.unlink()
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as .npy, atomically.
+
+    Raises:
+        ResourceError: If it cannot be written.
+    """
+    # For files open to write only numpy uses C's fwrite, whose errors do not say that the disk is full.
+    with atomic_path(path) as temporary, temporary.open("w+b") as file:
+        np.save(file, array)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -137,9 +151,14 @@ class RunDirectory:
         """Index entry of a domain's data expert."""
         return self.path / "experts" / f"{domain}.json"
 
+    @property
+    def scores(self) -> Path:
+        """Token log-probabilities of experts, their cards, and the structure of evaluation sets."""
+        return self.path / "scores"
+
     def score(self, key: str) -> Path:
         """Token log-probabilities of one expert on one evaluation set."""
-        return self.path / "scores" / f"{key}.npy"
+        return self.scores / f"{key}.npy"
 
     def trial(self, trial_id: str) -> Path:
         """Folder of one trial: its state and curve."""

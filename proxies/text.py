@@ -1,8 +1,9 @@
 """Documents out of files and the hub, through `datasets`, with clear errors.
 
 A source is a file, a folder or a glob of txt, jsonl, json or parquet files, or a hub
-name. A txt file is one document, or pieces of 4,000 characters if it is longer. Documents are read as a stream, so no second copy
-of the text is made on disk.
+name. A txt file is one document, or pieces of about 4,000 characters if it is longer:
+whole lines, and a longer line in parts. Documents are read as a stream, so no second
+copy of the text is made on disk.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class TextSource:
                 text, or nothing is left.
         """
         count = 0
-        for row in self._rows():
+        long_files = self.path is not None and self.files()[0].suffix == ".txt"
+        for row in self.rows():
             if self.text not in row:
                 raise ConfigError(
                     f"{self.field}.text: no column {self.text!r} in {self.path or self.hub}; it has {', '.join(sorted(row))}"
@@ -101,28 +103,20 @@ class TextSource:
                 raise ConfigError(
                     f"{self.field}.text: column {self.text!r} of {self.path or self.hub} holds {type(value).__name__}, expected text; name the text column"
                 )
-            for piece in self._pieces(value or ""):
-                count += 1
-                yield piece
+            for piece in pieces(value or "") if long_files else [value or ""]:
+                if piece.strip():
+                    count += 1
+                    yield piece
         if not count:
             raise ConfigError(f"{self.field}: {self.path or self.hub} holds no document with text; fill it or drop it")
 
-    def _pieces(self, text: str) -> Iterator[str]:
-        """Cut a long txt file at line ends, so that some of it can be held out and shuffled."""
-        if not self.path or self.files()[0].suffix != ".txt" or len(text) <= _PIECE_CHARS:
-            if text.strip():
-                yield text
-            return
-        piece: list[str] = []
-        for line in text.splitlines(keepends=True):
-            piece.append(line)
-            if sum(map(len, piece)) >= _PIECE_CHARS:
-                yield "".join(piece)
-                piece = []
-        if "".join(piece).strip():
-            yield "".join(piece)
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield all rows in file order, every column.
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+        Raises:
+            ConfigError: If a file cannot be read.
+            ResourceError: If the hub cannot be reached.
+        """
         import datasets
 
         datasets.disable_progress_bars()
@@ -152,3 +146,39 @@ class TextSource:
         extra = {"sample_by": "document"} if builder == "text" else {}
         names = [glob.escape(str(path)) for path in files]  # the library expands patterns
         return iter(datasets.load_dataset(builder, data_files=names, split="train", streaming=True, **extra))
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Cut a long text at line ends, so that some of it can be held out and shuffled.
+
+    Args:
+        text: Any text; up to 4,000 characters are one piece.
+
+    Yields:
+        Pieces that add up to the text: whole lines up to the first line end at or after
+        4,000 characters. A line longer than that counts as several, parted after a
+        space where there is one, so that no piece has 8,000 characters.
+    """
+    piece: list[str] = []
+    length = 0
+    for line in text.splitlines(keepends=True) if len(text) > _PIECE_CHARS else [text]:
+        for part in _parts(line):
+            piece.append(part)
+            length += len(part)
+            if length >= _PIECE_CHARS:
+                yield "".join(piece)
+                piece, length = [], 0
+    if length:
+        yield "".join(piece)
+
+
+def _parts(line: str) -> Iterator[str]:
+    """Yield a line in parts of at most `_PIECE_CHARS` characters, cut after spaces where there are any."""
+    start = 0
+    while len(line) - start > _PIECE_CHARS:
+        end = start + _PIECE_CHARS
+        # The latter half only, so that a lone space early on makes no crumb.
+        end = line.rfind(" ", start + _PIECE_CHARS // 2, end) + 1 or end
+        yield line[start:end]
+        start = end
+    yield line[start:]

@@ -10,12 +10,14 @@ function of (seed, step): it keeps no state, so resume and continuation are exac
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,7 @@ from .tokenizer import TextTokenizer
 logger = logging.getLogger(__name__)
 
 _GOLDEN = (5**0.5 - 1) / 2
+_DOCUMENTS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -91,27 +94,32 @@ class TokenShard:
         return shard
 
     def _write(self, documents: Iterable[str], tokenizer: TextTokenizer, identity: str, max_tokens: int | None) -> None:
-        dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-        parts: list[NDArray[Any]] = []
+        """Write the three files; only one batch of documents is held in memory, and 8 bytes per document."""
+        dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+        offsets = array("q", [0])
         num_bytes = 0
-        stream = iter(documents)
-        while batch := list(islice(stream, 512)):
-            for text, encoding in zip(batch, tokenizer.encode(batch), strict=True):
-                ids = encoding.ids[:max_tokens]
-                if not ids:
-                    continue
-                whole = len(ids) == len(encoding.ids)
-                parts.append(np.asarray(ids, dtype=dtype))
-                num_bytes += len((text if whole else text[: encoding.offsets[len(ids) - 1][1]]).encode())
-        offsets = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
-        for file, array in (
-            ("tokens.npy", np.concatenate(parts) if parts else np.zeros(0, dtype)),
-            ("offsets.npy", offsets),
-        ):
-            save_array(self.path / file, array)
-        meta = {"num_tokens": int(offsets[-1]), "num_docs": len(parts), "num_bytes": num_bytes}
+        with growing_array(self.path / "tokens.npy", dtype) as file:
+            for ids, size in _encoded(documents, tokenizer, max_tokens):
+                file.write(np.asarray(ids, dtype).tobytes())
+                offsets.append(offsets[-1] + len(ids))
+                num_bytes += size
+        save_array(self.path / "offsets.npy", np.frombuffer(offsets, dtype=np.int64))
+        meta = {"num_tokens": offsets[-1], "num_docs": len(offsets) - 1, "num_bytes": num_bytes}
         write_json(self.path / "meta.json", {**meta, "separator": tokenizer.separator, "fingerprint": identity})
         logger.info("shard built path=%s tokens=%d documents=%d", self.path, meta["num_tokens"], meta["num_docs"])
+
+
+def _encoded(
+    documents: Iterable[str], tokenizer: TextTokenizer, max_tokens: int | None
+) -> Iterator[tuple[list[int], int]]:
+    """Yield token ids and size in bytes of each document that has tokens, or of its first `max_tokens`."""
+    stream = iter(documents)
+    while batch := list(islice(stream, _DOCUMENTS_AT_ONCE)):
+        for text, encoding in zip(batch, tokenizer.encode(batch), strict=True):
+            ids = encoding.ids[:max_tokens]
+            if ids:
+                whole = len(ids) == len(encoding.ids)
+                yield ids, len((text if whole else text[: encoding.offsets[len(ids) - 1][1]]).encode())
 
 
 def spread(documents: Sequence[str], num_tokens: int, tokenizer: TextTokenizer) -> tuple[list[str], int]:
@@ -143,6 +151,25 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
     # For files open to write only numpy uses C's fwrite, whose errors do not say that the disk is full.
     with atomic_path(path) as temporary, temporary.open("w+b") as file:
         np.save(file, array)
+
+
+@contextmanager
+def growing_array(path: Path, dtype: np.dtype[Any]) -> Iterator[BinaryIO]:
+    """Yield a file to write elements to; it becomes what `np.save` writes of the (N,) array of them all.
+
+    Raises:
+        ResourceError: If it cannot be written; then nothing is at `path`.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+    with atomic_path(path) as temporary, temporary.open("w+b") as file:
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (0,)})
+        start = file.tell()
+        yield file
+        length = (file.tell() - start) // dtype.itemsize
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (length,)})
+        # numpy leaves room in the header for any length of the first axis.
+        assert file.tell() == start
 
 
 class DomainStream:

@@ -37,8 +37,9 @@ class ProxyRun:
         sampler: Its data.
         milestones: Steps at which it is handed out, increasing; the last is its end.
         state: Where it starts.
-        losses: Training losses since the last curve point, nats per token.
-        curve: (step, mean training loss) points.
+        losses: Training losses since the last curve point, nats per token, all finite.
+        curve: (step, mean training loss since the point before); the last one of a model
+            that was given up is the last step whose loss was a number.
         diverged: Why it was given up, in words, or empty.
     """
 
@@ -138,14 +139,17 @@ class StackTrainer:
         return mean_S.cpu(), self._optimizer.step().cpu()
 
     def _record(self, run: ProxyRun, step: int, loss: float, norm: float) -> None:
-        run.losses.append(loss)
+        """Add a step to the curve; give the model up if it diverged, its curve closed where it got to."""
         limit = _DIVERGED_FACTOR * math.log(self.config.vocab_size)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             run.diverged = f"diverged: loss {loss:g}, gradient norm {norm:g} at step {step}"
         elif step > self.config.warmup_steps and loss > limit:
             run.diverged = f"diverged: loss {loss:.3g} at step {step}, above {limit:.3g}"
-        if not run.diverged and (step % CURVE_EVERY == 0 or step in run.milestones):
-            run.curve.append((step, float(np.mean(run.losses))))
+        if math.isfinite(loss):
+            run.losses.append(loss)
+        if run.losses and (run.diverged or step % CURVE_EVERY == 0 or step in run.milestones):
+            reached = step if math.isfinite(loss) else step - 1
+            run.curve.append((reached, float(np.mean(run.losses))))
             run.losses.clear()
 
     def _average_of(self, s: int) -> ProxyStack:

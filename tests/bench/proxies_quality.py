@@ -1,9 +1,10 @@
 """Validation bits per byte after equal CPU time: our stack, our single model and OLMoE of the same size.
 
 Uniform mixture of a prepared study's domains, mean over their held-out texts. All have
-the same data order per seed, batch, warm-up, clip, weight decay and averaging; stack and
-OLMoE get the best of a few learning rates each, chosen on the first seed. Results are
-kept per contender and seed, so an interrupted run goes on.
+the same data order per seed, batch, warm-up, clip, weight decay and averaging. Both sides
+are treated alike: of the same learning rates each takes the best of one model on the
+first seed; the stack takes that of our single model. Results are kept per contender and
+seed, so an interrupted run goes on.
 """
 
 import time
@@ -22,8 +23,7 @@ from mixopt.proxies.tokens import MixtureSampler, TokenShard
 from mixopt.proxies.train import ProxyRun, StackTrainer, restore_average
 from mixopt.storage import RunDirectory, read_json, write_json
 
-OUR_RATES = (3e-3, 6e-3)
-PEER_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 _END = 10**9  # no run comes this far; the clock ends it
 
 
@@ -37,8 +37,8 @@ class Ground:
         self.config = evaluator.models[header.ladder.target.model]
         self.domains = header.domain_names
         self.shards = {name: TokenShard(files.tokens / folder) for name, folder in evaluator.shards.items()}
-        rows = evaluator.rows(files, self.config)
-        self.rows = {name: rows[name] for name in self.domains}
+        sets = evaluator.measured(files, self.config)
+        self.rows = {name: sets[name].rows for name in self.domains}
         self.factors = {s.name: s.bits_per_byte for s in header.eval_sets if s.name in self.rows}
 
     def sampler(self, seed):
@@ -97,15 +97,16 @@ def compare(study, *, out, seconds, seeds):
         return read_json(path)
 
     numbers = range(100, 100 + seeds)
-    stacks = {
-        r: kept(f"stack-of-{seeds}-{r:g}", lambda r=r: train_ours(ground, numbers, seconds, r)) for r in OUR_RATES
-    }
-    own = min(stacks, key=lambda r: stacks[r][0]["bits_per_byte"])
-    ours = stacks[own]
-    singles = [kept(f"single-{own:g}-{s}", lambda s=s: train_ours(ground, [s], seconds, own)[0]) for s in numbers]
-    swept = {r: kept(f"olmoe-{r:g}-100", lambda r=r: train_peer(ground, 100, seconds, r)) for r in PEER_RATES}
-    rate = min(swept, key=lambda r: swept[r]["bits_per_byte"])
-    peer = [kept(f"olmoe-{rate:g}-{s}", lambda s=s: train_peer(ground, s, seconds, rate)) for s in numbers]
+
+    def at_best_rate(name, train):
+        """Return the rate chosen and the results of all seeds at it."""
+        found = {r: kept(f"{name}-{r:g}-{numbers[0]}", lambda r=r: train(numbers[0], r)) for r in RATES}
+        best = min(found, key=lambda r: found[r]["bits_per_byte"])
+        return best, [kept(f"{name}-{best:g}-{s}", lambda s=s: train(s, best)) for s in numbers]
+
+    own, singles = at_best_rate("single", lambda s, r: train_ours(ground, [s], seconds, r)[0])
+    rate, peer = at_best_rate("olmoe", lambda s, r: train_peer(ground, s, seconds, r))
+    ours = kept(f"stack-of-{seeds}-{own:g}", lambda: train_ours(ground, numbers, seconds, own))
     return [
         _row(f"our single model at rate {own:g}", ours, singles, 0.0),
         _row(f"OLMoE at rate {rate:g}", ours, peer, 0.1),

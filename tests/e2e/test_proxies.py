@@ -151,11 +151,13 @@ def test_sequences_longer_than_any_document_are_packed(tmp_path):
     assert {trial.status for trial in ledger.trials} == {Status.DONE}
 
 
-def test_a_rate_at_which_all_diverge_ends_with_code_three_and_the_reason_of_each(tmp_path):
+def test_where_every_run_diverges_nothing_is_recommended_and_each_has_its_reason(tmp_path):
     study = small_study(tmp_path, proxy={**PROXY, "learning_rate": 1e4, "warmup_steps": 1}, validation={"seeds": 0})
     answer = mixopt("run", study)
-    assert answer.code == 3, answer.err
+    assert answer.code == 1, answer.err
+    assert "nothing to recommend from; search-000 is abandoned: diverged: loss" in answer.err
     assert "Traceback" not in answer.err
+    assert not list(tmp_path.rglob("mixture.yaml"))
     troubled = mixopt("status", study, "--json").data["troubled"]
     assert [item["status"] for item in troubled] == ["abandoned", "abandoned"]
     assert all(item["note"].startswith("diverged: loss") for item in troubled)

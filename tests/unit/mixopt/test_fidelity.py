@@ -61,6 +61,32 @@ def test_costs_must_rise():
         Ladder.from_flops([RUNGS[3], RUNGS[0]], 0.1)
 
 
+def test_declared_prices_replace_the_flops_and_nothing_else():
+    priced = Ladder.from_flops(RUNGS, 0.1, prices=[2.0, 3.0, 4.0, 8.0])
+    assert [rung.cost for rung in priced] == pytest.approx([0.1 + 0.9 * p / 8 for p in (2, 3, 4, 8)])
+    assert [rung.flops for rung in priced] == [rung.flops for rung in ladder()]
+    assert priced.price("top", start="low") == pytest.approx(0.9 * (8 - 2) / 8 + 0.1)
+
+
+@pytest.mark.parametrize("unit", [1.0, 3600.0, 1e-9])
+def test_the_unit_of_prices_does_not_matter(unit):
+    priced = Ladder.from_flops(RUNGS, 0.1, prices=[unit * flops for *_, flops in RUNGS])
+    assert [rung.cost for rung in priced] == pytest.approx([rung.cost for rung in ladder()])
+
+
+def test_prices_must_rise_and_the_error_says_where_they_stand():
+    with pytest.raises(
+        ConfigError, match=r"more expensive from first to last.*correct their prices \(ladder\[\]\.cost\)"
+    ):
+        Ladder.from_flops(RUNGS, 0.1, prices=[2.0, 3.0, 3.0, 8.0])
+
+
+def test_changed_costs_are_named_rung_by_rung():
+    priced = Ladder.from_flops(RUNGS[1:], 0.1, prices=[3.0, 5.0, 10.0])
+    assert ladder().cost_changes(priced) == ["rung mid costs 0.37 top-rung runs instead of 0.28"]
+    assert ladder().cost_changes(ladder()) == []
+
+
 @pytest.mark.parametrize("cost", [0.0, -1.0, float("nan")])
 def test_a_rung_that_costs_nothing_is_refused(cost):
     with pytest.raises(ConfigError, match="positive and finite, that of b is not"):

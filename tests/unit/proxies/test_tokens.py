@@ -1,6 +1,7 @@
 """Shards are built once and the sampler mixes token shares exactly."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from mixopt import Mixture
 from mixopt.errors import ConfigError
 from mixopt.proxies.tokenizer import TextTokenizer, train_tokenizer
-from mixopt.proxies.tokens import DomainStream, MixtureSampler, TokenShard, spread
+from mixopt.proxies.tokens import DomainStream, MixtureSampler, TokenShard, growing_array, spread
 
 from .builders import shards, write_shard
 
@@ -96,6 +97,61 @@ def test_shard_is_built_once_and_named_by_content(tmp_path):
     again = TokenShard.build(tmp_path, "a", forbidden(), tokenizer=tokenizer, key={"source": 1})
     other = TokenShard.build(tmp_path, "a", DOCUMENTS[:3], tokenizer=tokenizer, key={"source": 2})
     assert again.meta["fingerprint"] != other.meta["fingerprint"]
+
+
+@pytest.mark.parametrize("max_tokens", [None, 7])
+def test_the_files_of_a_shard_hold_the_tokens_of_its_documents_one_after_another(tmp_path, max_tokens):
+    """More documents than are held at once; empty ones are dropped."""
+    tokenizer = _tokenizer(tmp_path / "tokenizer.json")
+    documents = [f"{i} {DOCUMENTS[i % 2][: i % 60]}" if i % 9 else "" for i in range(1200)]
+    shard = TokenShard.build(tmp_path, "a", documents, tokenizer=tokenizer, key={"max_tokens": max_tokens})
+    wanted = [ids for e in tokenizer.encode(documents) if (ids := e.ids[:max_tokens])]
+    offsets = np.cumsum([0, *map(len, wanted)])
+    np.save(tmp_path / "tokens.npy", np.concatenate(wanted).astype(np.uint16))
+    np.save(tmp_path / "offsets.npy", offsets.astype(np.int64))
+    for file in ("tokens.npy", "offsets.npy"):
+        assert (shard.path / file).read_bytes() == (tmp_path / file).read_bytes()
+    assert (shard.meta["num_docs"], shard.meta["num_tokens"]) == (len(wanted), offsets[-1])
+
+
+@pytest.mark.parametrize("length", [0, 1, 10**5])
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_an_array_written_in_parts_has_the_bytes_of_one_written_whole(tmp_path, length, dtype):
+    values = np.arange(length).astype(dtype)
+    with growing_array(tmp_path / "parts.npy", values.dtype) as file:
+        for start in range(0, length, 999):
+            file.write(values[start : start + 999].tobytes())
+    np.save(tmp_path / "whole.npy", values)
+    assert (tmp_path / "parts.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_documents_that_break_off_leave_no_tokens_behind(tmp_path):
+    tokenizer = _tokenizer(tmp_path / "tokenizer.json")
+
+    def broken():
+        yield from DOCUMENTS
+        raise ConfigError("domains.a: cannot read on")
+
+    with pytest.raises(ConfigError, match="cannot read on"):
+        TokenShard.build(tmp_path, "a", broken(), tokenizer=tokenizer, key={})
+    assert not list(tmp_path.glob("a-*/*"))
+
+
+def test_a_shard_is_built_in_memory_that_does_not_grow_with_its_tokens(tmp_path):
+    """Both are longer than what is held at once; numpy's buffers are traced, too."""
+    tokenizer = _tokenizer(tmp_path / "tokenizer.json")
+
+    def peak(name, num_docs):
+        documents = (DOCUMENTS[0] for _ in range(num_docs))
+        tracemalloc.start()
+        shard = TokenShard.build(tmp_path, name, documents, tokenizer=tokenizer, key={"name": name})
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest, 2 * shard.meta["num_tokens"]
+
+    peak("warm-up", 10)
+    (small, _), (large, num_bytes) = peak("small", 600), peak("large", 2400)
+    assert large - small < num_bytes / 4
 
 
 def test_vocabulary_smaller_than_the_bytes_is_refused(tmp_path):

@@ -100,6 +100,43 @@ def test_a_diverging_model_leaves_its_neighbors_alone(tmp_path):
     assert math.isclose(_losses(hurt[1])[-1], _losses(healthy[1])[-1], rel_tol=STACK_TOLERANCE)
 
 
+def test_a_model_that_diverges_early_closes_its_curve_at_its_last_finite_loss(tmp_path):
+    """Hurt after five steps, long before the first regular point of the curve."""
+    config, data = small_config(), shards(tmp_path)
+    healthy = make_run("healthy", data, config, seed=0, milestones=[5])
+    train(StackTrainer(config, [healthy], CPU))
+    hurt = make_run("hurt", data, config, seed=0, milestones=[30])
+    trainer = StackTrainer(config, [hurt], CPU)
+    for _ in range(5):
+        trainer.advance(lambda milestone: None)
+    trainer.sync()
+    hurt.state.tensors["weights/norm.gain"][0] = float("nan")
+    train(StackTrainer(config, [hurt], CPU))
+    assert hurt.diverged.startswith("diverged: loss nan")
+    assert hurt.curve == healthy.curve
+    assert hurt.curve[-1][0] == 5
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e30])
+def test_every_point_of_a_curve_is_a_number(tmp_path, rate):
+    config = small_config(learning_rate=rate, warmup_steps=3)
+    run = make_run("a", shards(tmp_path), config, seed=0, milestones=[100])
+    train(StackTrainer(config, [run], CPU))
+    assert run.diverged.startswith("diverged: loss")
+    assert run.curve
+    assert all(math.isfinite(value) for value in _losses(run))
+    assert run.losses == []
+
+
+def test_a_model_without_a_single_finite_loss_has_an_empty_curve(tmp_path):
+    config = small_config()
+    run = make_run("a", shards(tmp_path), config, seed=0, milestones=[30])
+    run.state.tensors["weights/norm.gain"][0] = float("nan")
+    train(StackTrainer(config, [run], CPU))
+    assert "at step 1" in run.diverged
+    assert run.curve == []
+
+
 def test_damaged_checkpoint_is_treated_as_absent(tmp_path):
     config, data = small_config(), shards(tmp_path / "data")
     path = tmp_path / "state.safetensors"
