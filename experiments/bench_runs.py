@@ -12,15 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mixopt.identity import fingerprint
 from mixopt.mixture import Mixture
 from mixopt.objective import Objective
 from mixopt.proxies.config import ProxyConfig
-from mixopt.proxies.evaluators import ProxyEvaluator
+from mixopt.proxies.evaluators import MeasuredSet, ProxyEvaluator
 from mixopt.proxies.optim import initial_state
-from mixopt.proxies.scoring import ScoringRows, score
+from mixopt.proxies.scoring import score
 from mixopt.proxies.tokens import MixtureSampler, TokenShard
 from mixopt.proxies.train import Milestone, ProxyRun, StackTrainer
 from mixopt.seeding import derive
@@ -43,7 +41,7 @@ class Ground:
         evaluator: Its models and data.
         objective: What is measured.
         shards: Training text by domain.
-        rows: The evaluation sets that the objective needs.
+        sets: The evaluation sets that the objective needs.
         out: Folder of the results.
         progress: Told what happens, a line each.
     """
@@ -52,7 +50,7 @@ class Ground:
     evaluator: ProxyEvaluator
     objective: Objective
     shards: Mapping[str, TokenShard]
-    rows: Mapping[str, ScoringRows]
+    sets: Mapping[str, MeasuredSet]
     out: Path
     progress: Progress
 
@@ -64,8 +62,8 @@ class Ground:
         evaluator.limit_threads()
         objective, files = build.parse_objective(header), RunDirectory(location.directory)
         shards = {name: TokenShard(files.tokens / folder) for name, folder in evaluator.shards.items()}
-        rows = evaluator.rows(files, evaluator.models[header.ladder.target.model])
-        needed = {name: rows[name] for name in rows if f"loss/{name}" in objective.columns}
+        sets = evaluator.measured(files, evaluator.models[header.ladder.target.model])
+        needed = {name: on for name, on in sets.items() if set(on.passages.columns) & set(objective.columns)}
         return cls(header, evaluator, objective, shards, needed, out, progress)
 
     def train(
@@ -98,11 +96,10 @@ class Ground:
 
     def measure(self, milestone: Milestone) -> float:
         """Return the objective of a model's averaged weights."""
-        losses = {
-            f"loss/{name}": -float(score(milestone.average, rows)[0].mean(dtype=np.float64))
-            for name, rows in self.rows.items()
-        }
-        return float(self.objective.value(losses))
+        columns: dict[str, float] = {}
+        for on in self.sets.values():
+            columns |= on.columns(score(milestone.average, on.rows)[0])
+        return float(self.objective.value(columns))
 
     def _path(self, name: str, config: ProxyConfig, tokens: Sequence[int], seed: int) -> Path:
         content = [config.to_json(), list(tokens), self.evaluator.data, self.evaluator.tokenizer]

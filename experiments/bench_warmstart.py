@@ -22,11 +22,13 @@ import numpy as np
 from mixopt.errors import ConfigError, TrainingError
 from mixopt.identity import fingerprint
 from mixopt.mixture import Array, Mixture
+from mixopt.observation import losses_and_scores
 from mixopt.proxies.checkpoint import ModelState, load_states, save_states
 from mixopt.proxies.config import ProxyConfig
+from mixopt.proxies.evaluators import MeasuredSet
 from mixopt.proxies.growth import Growth, grow
 from mixopt.proxies.optim import initial_state
-from mixopt.proxies.scoring import ScoringRows, score
+from mixopt.proxies.scoring import score
 from mixopt.proxies.tokens import MixtureSampler
 from mixopt.proxies.train import Milestone, ProxyRun, StackTrainer
 from mixopt.seeding import derive, generator
@@ -112,9 +114,9 @@ class _Bench:
         return self.ground.header.ladder.target.num_tokens
 
     @cached_property
-    def rows(self) -> Mapping[str, ScoringRows]:
+    def sets(self) -> Mapping[str, MeasuredSet]:
         """Every evaluation set of the study."""
-        return self.ground.evaluator.rows(self.files, self.config)
+        return self.ground.evaluator.measured(self.files, self.config)
 
     @cached_property
     def mixtures(self) -> list[Mixture]:
@@ -168,10 +170,10 @@ class _Bench:
             trainer.advance(measure)
 
     def _measured(self, reached: Milestone) -> dict[str, Any]:
-        losses = {
-            name: -float(score(reached.average, rows)[0].mean(dtype=np.float64)) for name, rows in self.rows.items()
-        }
-        columns = {f"loss/{name}": loss for name, loss in losses.items()}
+        columns: dict[str, float] = {}
+        for on in self.sets.values():
+            columns |= on.columns(score(reached.average, on.rows)[0])
+        losses, _ = losses_and_scores(columns)
         return {"losses": losses, "objective": float(self.ground.objective.value(columns))}
 
     def _sampler(self, mixture: Mixture, seed: int) -> MixtureSampler:
@@ -241,7 +243,7 @@ def _summary(results: Mapping[tuple[str, int], list[dict[str, Any]]], seeds: int
 
     def row(start: str, tokens: int) -> dict[str, Any]:
         mine, cold, related = values(start, tokens, None), values("cold", top, None), start == "cold"
-        sets = {name: agreement(values(start, tokens, name), values("cold", top, name), related) for name in bench.rows}
+        sets = {name: agreement(values(start, tokens, name), values("cold", top, name), related) for name in bench.sets}
         return {
             "start": start, "tokens": tokens, "objective": agreement(mine, cold, related),
             "sets": {name: found["rho"] for name, found in sets.items() if found is not None},

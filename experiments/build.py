@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixopt.config import (
     BUILTIN,
     DomainConfig,
+    EvalSetConfig,
     ExternalConfig,
     SourceConfig,
     StudyConfig,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from mixopt.proxies.config import ProxyConfig
     from mixopt.proxies.evaluators import ProxyEvaluator
     from mixopt.proxies.prepare import PreparedText
+    from mixopt.proxies.questions import TaskSource
     from mixopt.proxies.text import TextSource
     from mixopt.search.pool import Pool
 
@@ -127,7 +129,7 @@ def proxy_models(config: StudyConfig, vocab_size: int) -> dict[str, ProxyConfig]
 
 
 def build_ladder(config: StudyConfig, vocab_size: int) -> Ladder:
-    """Price the rungs of a study."""
+    """Price the rungs of a study: by what the study file says they cost, else by their FLOPs."""
     from mixopt.proxies.cost import active_params, training_flops
 
     models = rung_models(config, vocab_size)
@@ -135,7 +137,8 @@ def build_ladder(config: StudyConfig, vocab_size: int) -> Ladder:
     for rung in config.ladder:
         name, model = models[rung.name]
         rungs.append((rung.name, name, active_params(model), rung.tokens, training_flops(model, rung.tokens)))
-    return Ladder.from_flops(rungs, config.search.fixed_cost)
+    prices = [rung.cost for rung in config.ladder if rung.cost is not None]
+    return Ladder.from_flops(rungs, config.search.fixed_cost, prices=prices or None)
 
 
 def build_warm_start(config: StudyConfig, ladder: Ladder) -> WarmStart | None:
@@ -184,10 +187,15 @@ def build_optimizer(
     pool: Pool | None = None,
 ) -> Optimizer:
     """Return the optimizer that the study file names; with a pool it buys only the pool's runs."""
+    from mixopt.search.baselines import ListedOptimizer
     from mixopt.search.bayes import MultiFidelityOptimizer
     from mixopt.search.catalog import Task, make
 
     constraints = build_constraints(config, header)
+    if isinstance(config, StudyConfig) and config.search.mixtures is not None:
+        pool = _listed(config.search.mixtures, header, constraints)
+    if config.search.optimizer == "listed":
+        return ListedOptimizer(constraints, header.ladder, study_objective, config.seed, pool)
     if config.search.optimizer != "mfbo":
         return make(config.search.optimizer, Task(constraints, header.ladder, study_objective, config.seed, pool=pool))
     return MultiFidelityOptimizer(
@@ -205,6 +213,21 @@ def build_optimizer(
     )
 
 
+def _listed(path: str, header: Header, constraints: Constraints) -> Pool:
+    """Return the runs of `search.mixtures`; without a column `fidelity` they are for the top rung."""
+    from mixopt.runs import DEFAULT_FIDELITY, read_runs
+
+    from .candidates import Candidates
+
+    table = read_runs(path, measured=False)
+    if set(table.fidelities) == {DEFAULT_FIDELITY}:
+        table = replace(table, fidelities=(header.ladder.target.name,) * len(table))
+    try:
+        return Candidates.of(table, header.ladder, constraints).pool
+    except ConfigError as error:
+        raise ConfigError(f"search.mixtures: {path}: {error}") from error
+
+
 def _kl_reference(config: StudyConfig | ExternalConfig, header: Header) -> Mixture | None:
     """Return the mixture that `constraints.kl` names; None if it is not known and nothing asks for it."""
     if config.constraints.kl.to == "uniform":
@@ -219,22 +242,21 @@ def load_predictor(study: Study) -> MDE:
     Raises:
         StudyError: If an expert or its scores are missing.
     """
-    from mixopt.mde import load_mde
+    from mixopt.mde import MDE
+    from mixopt.scores_folder import load_scores
 
     header, files = study.header, study.files
     experts = {t.label: t for t in study.history().trials if t.role is Role.EXPERT and t.status is Status.DONE}
     missing = [name for name in header.domain_names if name not in experts]
     if missing:
         raise StudyError(f"no finished expert for {', '.join(missing)}; run the study to train it")
-    index = {name: read_json(files.expert(name)) or {"scores": {}} for name in header.domain_names}
+    names = [s.name for s in header.eval_sets]
+    index = {name: (read_json(files.expert(name)) or {"scores": {}})["scores"] for name in header.domain_names}
     try:
-        paths = {
-            s.name: [files.score(index[name]["scores"][s.name]) for name in header.domain_names]
-            for s in header.eval_sets
-        }
+        keys = [index[domain][name] for domain in header.domain_names for name in names]
     except KeyError as error:
         raise StudyError(f"experts have no scores on {error}; run the study to score them") from error
-    return load_mde(header.domain_names, paths)
+    return MDE(header.domain_names, load_scores(files.scores, header.domain_names, eval_sets=names, keys=keys))
 
 
 def open_optimizer(location: Location, study: Study) -> Optimizer:
@@ -302,7 +324,7 @@ def parse_objective(header: Header) -> Objective:
     """Resolve a header's objective against its columns."""
     return Objective.parse(
         header.objective["expression"],
-        [f"loss/{s.name}" for s in header.eval_sets],
+        [column for s in header.eval_sets for column in s.columns],
         unit=header.objective["unit"],
         eval_sets=header.eval_sets,
     )
@@ -328,8 +350,8 @@ def build_plan(location: Location, header: Header, evaluator: ProxyEvaluator) ->
         header=header,
         evaluator=evaluator,
         optimizer=lambda predictor: build_optimizer(config, objective, header, predictor),
-        # The baselines learn nothing from experts.
-        predictor=load_predictor if config.search.optimizer == "mfbo" else None,
+        # The baselines learn nothing from experts; a list is often trained to judge them.
+        predictor=load_predictor if config.search.optimizer in ("mfbo", "listed") else None,
         unscored=unscored,
         batch_size=config.search.batch_size,
         baselines=build_baselines(config, header),
@@ -401,12 +423,13 @@ def _prepare_text(location: Location, progress: Callable[[str], None]) -> Prepar
     }
     return prepare_text(
         domains,
-        {name: _source(f"eval_sets.{name}", s) for name, s in config.eval_sets.items()},
+        {name: _eval_source(f"eval_sets.{name}", s) for name, s in config.eval_sets.items()},
         RunDirectory(location.directory).tokens,
         vocab_size=config.tokenizer.vocab_size,
         tokenizer_path=Path(config.tokenizer.path) if config.tokenizer.path else None,
         eval_tokens=config.evaluation.tokens,
         domain_eval_tokens=config.evaluation.domain_tokens,
+        eval_questions=config.evaluation.questions,
         sequence_length=config.proxy.sequence_length,
         progress=progress,
     )
@@ -419,6 +442,13 @@ def _source(field: str, config: SourceConfig | DomainConfig) -> TextSource:
     if path is not None and path.startswith(BUILTIN):
         path = str(CORPUS / path.removeprefix(BUILTIN))
     return TextSource(field, path, config.hub, config.config, config.split, config.text)
+
+
+def _eval_source(field: str, config: EvalSetConfig) -> TextSource | TaskSource:
+    from mixopt.proxies.questions import TaskSource
+
+    source = _source(field, config)
+    return source if config.kind == "text" else TaskSource(source, config.options, config.answer, config.questions)
 
 
 def with_run_options(location: Location, options: dict[str, Any]) -> Location:
@@ -444,8 +474,8 @@ def check_space(location: Location) -> None:
     config = location.config
     models = proxy_models(config, config.tokenizer.vocab_size)
     largest = max(total_params(model) for model in models.values())
-    cheapest = min(rung.tokens for rung in config.ladder) / max(rung.tokens for rung in config.ladder)
-    trials = len(config.domains) + config.search.budget / max(cheapest, config.search.fixed_cost)
+    cheapest = min(rung.cost for rung in build_ladder(config, config.tokenizer.vocab_size))
+    trials = len(config.domains) + config.search.budget / cheapest
     trials += len(models) if config.warm_start else 0
     trials += config.validation.seeds * (1 + len(config.validation.baselines) + len(config.validation.mixtures))
     # A state holds weights, averages and two moments in float32.

@@ -19,11 +19,12 @@ from .comparison import unit_label
 
 
 def status(study: StudyArgument, directory: DirectoryOption = None, as_json: JsonOption = False) -> None:
-    """Say what is done, running and failed, the best so far and the budget left."""
+    """Say what is done, running and failed, the best so far, the budget left, and whether to trust the predictor."""
     from mixopt.observation import Role, Status
     from mixopt.study import Study
 
     from . import build
+    from .trusting import trust_rows
 
     location = build.locate(study, directory)
     ledger = Study(location.directory)
@@ -51,6 +52,7 @@ def status(study: StudyArgument, directory: DirectoryOption = None, as_json: Jso
         "recommended": recommended and recommended.mixture.as_dict(),
         "predicted": recommended and recommended.mean.get("objective"),
         "predicted_std": recommended and recommended.std.get("objective"),
+        "predictor": trust_rows(ledger),
     }  # fmt: skip
     if as_json:
         emit_json(summary)
@@ -78,6 +80,24 @@ def _print_status(summary: dict[str, Any], unit: str) -> None:
         console.print(f"recommended: {shown}")
     if summary["predicted"] is not None:
         console.print(f"predicted {summary['predicted']:.4f} ± {summary['predicted_std']:.4f} {unit}")
+    if summary["predictor"]:
+        console.print(_trust_table(summary["predictor"], unit))
+
+
+def _trust_table(rows: list[dict[str, Any]], unit: str) -> Table:
+    title = f"MDE against measured mixtures at rung {rows[0]['fidelity']}: rank agreement [90%], then {unit}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("column", "mixtures", "agreement", "shift", "error after it", "without MDE", "verdict"):
+        table.add_column(name, justify="left" if name in ("column", "verdict") else "right")
+    for row in rows:
+        shown = [_shown(row[name], ".4f") for name in ("shift", "error", "spread")]
+        ranks = "n/a" if row["rank"] is None else f"{row['rank']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        table.add_row(row["column"], str(row["num_mixtures"]), ranks, *shown, row["verdict"])
+    return table
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "n/a" if value is None else format(value, form)
 
 
 def predict(

@@ -65,9 +65,10 @@ def _page(study: Study, target_tokens: int | None) -> dict[str, Any]:
     from markupsafe import Markup
 
     from .figures import all_figures
+    from .trusting import trust_rows
 
     comparisons = compare(study)
-    mixtures, trials = mixture_rows(study, target_tokens), _trial_rows(study)
+    mixtures, trials, trust = mixture_rows(study, target_tokens), _trial_rows(study), trust_rows(study)
     return {
         "study": study,
         "header": study.header,
@@ -80,6 +81,7 @@ def _page(study: Study, target_tokens: int | None) -> dict[str, Any]:
         "gains": [c for c in comparisons if c.column == "objective" and c.label != RECOMMENDED],
         "gain_sentences": gain_sentences(study, comparisons),
         "own": next((c for c in comparisons if c.column == "objective" and c.label == RECOMMENDED), None),
+        "trust": trust,
         "costs": costs(study),
         "missing": _missing(study),
         "next_steps": next_steps(study, comparisons, mixtures),
@@ -91,6 +93,7 @@ def _page(study: Study, target_tokens: int | None) -> dict[str, Any]:
             "mixture.csv": _table_link(mixtures),
             "comparison.csv": _table_link(asdict(c) for c in comparisons),
             "cost.csv": _table_link(asdict(c) for c in costs(study)),
+            **({"predictor.csv": _table_link(trust)} if trust else {}),
         },
     }
 

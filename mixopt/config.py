@@ -47,6 +47,18 @@ class SourceConfig(_Section):
         return self
 
 
+class EvalSetConfig(SourceConfig):
+    """Where a text or a multiple-choice task to measure on comes from."""
+
+    kind: Literal["text", "multiple_choice"] = Field(
+        "text",
+        description="text, or multiple_choice: questions with a context (`text`, may be empty), options and answer",
+    )
+    options: str = Field("options", description="column of a multiple-choice task that holds the list of options")
+    answer: str = Field("answer", description="column that holds the right option: its number from 0, or its text")
+    questions: int | None = Field(None, ge=20, description="questions used; default evaluation.questions")
+
+
 class DomainConfig(SourceConfig):
     """One domain: its training text, and its held-out text."""
 
@@ -149,6 +161,11 @@ class RungConfig(_Section):
     name: str = Field(description="name of the rung")
     tokens: int = Field(gt=0, description="training tokens of a run at this rung")
     depth: int | None = Field(None, ge=1, description="depth of the proxy at this rung; default proxy.depth")
+    cost: float | None = Field(
+        None,
+        gt=0,
+        description="price of a run, in any unit, the same for all rungs (all of them or none); default its training FLOPs",
+    )
 
 
 class WarmStartConfig(_Section):
@@ -171,13 +188,19 @@ class EvaluationConfig(_Section):
 
     tokens: int = Field(6144, ge=128, description="tokens per evaluation set")
     domain_tokens: int = Field(2048, ge=128, description="tokens per domain's held-out set")
+    questions: int = Field(500, ge=20, description="questions per multiple-choice task")
 
 
 class SearchConfig(_Section):
     """How mixtures are proposed."""
 
-    optimizer: Literal["mfbo", "random", "sobol"] = Field(
-        "mfbo", description="mfbo (multi-fidelity Bayesian), random or sobol"
+    optimizer: Literal["mfbo", "random", "sobol", "listed"] = Field(
+        "mfbo",
+        description="mfbo (multi-fidelity Bayesian), random, sobol, or listed: the runs of `mixtures` as they are",
+    )
+    mixtures: str | None = Field(
+        None,
+        description="table of run, fidelity, weight/<domain>: runs that listed trains in order, or that others choose from",
     )
     batch_size: int = Field(6, ge=1, description="trials proposed at a time")
     budget: float = Field(
@@ -228,8 +251,8 @@ class StudyConfig(_Section):
     domains: dict[str, DomainConfig] = Field(
         min_length=1, description="{name: text}; the order is the order of the weights"
     )
-    eval_sets: dict[str, SourceConfig] = Field(
-        {}, description="further evaluation sets besides each domain's held-out text"
+    eval_sets: dict[str, EvalSetConfig] = Field(
+        {}, description="further evaluation sets and tasks besides each domain's held-out text"
     )
     objective: ObjectiveConfig
     constraints: ConstraintsConfig = ConstraintsConfig()
@@ -270,10 +293,16 @@ class StudyConfig(_Section):
         rungs = [rung.name for rung in self.ladder]
         for rung in self.ladder:
             check_name(rung.name, "rung")
+            if rung.cost is None and any(other.cost is not None for other in self.ladder):
+                raise ValueError(
+                    f"ladder: rung {rung.name!r} has no cost, others have; give all rungs a cost in one unit, or none"
+                )
         seeds = None if self.warm_start is None else self.warm_start.fidelity
         for field, rung_name in (("experts.fidelity", self.experts.fidelity), ("warm_start.fidelity", seeds)):
             if rung_name is not None and rung_name not in rungs:
                 raise ValueError(f"{field}: unknown rung {rung_name!r}; the ladder has {', '.join(rungs)}")
+        if self.search.optimizer == "listed" and self.search.mixtures is None:
+            raise ValueError("search.mixtures: optimizer listed needs the table of runs to train; give its path")
         if self.warm_start is not None and self.proxy.decay:
             raise ValueError("warm_start: with proxy.decay no two rungs share a model to fork from; set decay to 0")
         return self
@@ -522,6 +551,8 @@ def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
     data = config.model_dump(mode="json")
     for name in ("domains", "eval_sets", "tokenizer"):
         data[name] = fix(data[name])
+    if data["search"]["mixtures"] is not None:
+        data["search"]["mixtures"] = fix(data["search"]["mixtures"], "path")
     return StudyConfig.model_validate(data)
 
 

@@ -29,10 +29,11 @@ class EvalSet:
 
     Attributes:
         name: Unique within the study.
-        num_tokens: Scored tokens.
-        num_bytes: UTF-8 bytes of the scored tokens.
+        num_tokens: Tokens that its loss is the mean over; of a task those of the right options.
+        num_bytes: UTF-8 bytes of these tokens.
         kind: `text` or `multiple_choice`.
         fingerprint: Content hash of text, tokenizer and selection.
+        num_questions: Of a multiple-choice task.
     """
 
     name: str
@@ -40,9 +41,15 @@ class EvalSet:
     num_bytes: int
     kind: str = "text"
     fingerprint: str = ""
+    num_questions: int = 0
 
     def __post_init__(self) -> None:
         check_name(self.name, "evaluation set")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Its columns in the runs table: `loss/<name>`, and of a task also `score/<name>`."""
+        return (f"loss/{self.name}", f"score/{self.name}") if self.kind != "text" else (f"loss/{self.name}",)
 
     @property
     def bits_per_byte(self) -> float:

@@ -174,6 +174,15 @@ class Observation:
         return cls(**data)
 
 
+def losses_and_scores(columns: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Split runs-table columns into an observation's losses and scores."""
+    kinds: dict[str, dict[str, float]] = {"loss": {}, "score": {}}
+    for column, value in columns.items():
+        kind, _, name = column.partition("/")
+        kinds[kind][name] = value
+    return kinds["loss"], kinds["score"]
+
+
 @dataclass(frozen=True)
 class History:
     """All an optimizer may know: the search so far, in the order of the ledger.

@@ -1,7 +1,7 @@
 """The seams of the house: what is passed in, and what it must do.
 
 Optimizer   history -> proposals, predictions, a recommendation (keeps nothing)
-Predictor   mixtures -> losses without training (the MDE and its relatives)
+Predictor   mixtures -> losses and scores without training (the MDE and its relatives)
 Evaluator   a stack of trials -> their results, inside a worker
 Executor    where evaluators run: this process, or Ray
 Tracker     shows the ledger elsewhere; nothing reads from it
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 class Predictor(Protocol):
-    """Predicts the losses of mixtures without training them."""
+    """Predicts columns of the runs table for mixtures, without training them."""
 
     @property
     def domains(self) -> tuple[str, ...]:
         """K domains, in the order of the weights."""
 
     @property
-    def eval_sets(self) -> tuple[str, ...]:
-        """J names of evaluation sets."""
+    def columns(self) -> tuple[str, ...]:
+        """J columns, `loss/<name>` in nats per token or `score/<name>`."""
 
     def predict(self, weights: Array) -> Array:
-        """Return (M, J) losses in nats per token of (M, K) mixture weights."""
+        """Return (M, J) values of the columns for (M, K) mixture weights."""
 
     def gradient(self, weights: Array) -> Array:
         """Return (M, J, K) derivatives of `predict` with respect to the weights."""

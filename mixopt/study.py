@@ -9,7 +9,7 @@ recovery and replay need no code of their own. Only the driver appends.
     status     trials that started, failed or were given up
     result     one trial's observations
     tell       runs trained elsewhere and their observations, a whole table or nothing of it
-    rescore    an observation with the losses on new evaluation sets
+    rescore    an observation with what was measured on new evaluation sets
     stop       why the search ended
     recommend  the recommended mixture
 """
@@ -196,7 +196,7 @@ class Study:
         """Columns that runs report; none before an external study knows its own."""
         header = self.header
         own = header.columns or self.told_columns
-        return own if header.external else tuple(f"loss/{s.name}" for s in header.eval_sets)
+        return own if header.external else tuple(column for s in header.eval_sets for column in s.columns)
 
     @property
     def objective(self) -> Objective:
@@ -349,11 +349,12 @@ class Study:
             self._append({"type": "tell", **event, "results": [_plain(result) for result in results]})
 
     def rescore(self, observations: Sequence[Observation]) -> None:
-        """Record losses measured later, on evaluation sets that are new; kept losses stay."""
+        """Record losses and scores measured later, on evaluation sets that are new; kept ones stay."""
         for observation in observations:
             # Losses on text that has changed since stay behind: the merged ones count as new.
             known = self._current_columns(*self._observations[observation.key])
-            merged = replace(known, losses={**known.losses, **observation.losses})
+            losses, scores = {**known.losses, **observation.losses}, {**known.scores, **observation.scores}
+            merged = replace(known, losses=losses, scores=scores)
             self._append({"type": "rescore", "observation": merged.to_json()})
 
     def stop(self, reason: str) -> None:
@@ -446,8 +447,10 @@ class Study:
             return _only(observation, self.columns)
         then = {s.name: s.fingerprint for s in self.headers[version].eval_sets}
         now = {s.name: s.fingerprint for s in self.header.eval_sets}
-        losses = {k: v for k, v in observation.losses.items() if k in now and now[k] == then.get(k)}
-        return replace(observation, losses=losses)
+        same = {name for name in now if now[name] == then.get(name)}
+        losses = {name: value for name, value in observation.losses.items() if name in same}
+        scores = {name: value for name, value in observation.scores.items() if name in same}
+        return replace(observation, losses=losses, scores=scores)
 
     def _append(self, event: dict[str, Any]) -> None:
         self._apply(self._ledger.append(event))

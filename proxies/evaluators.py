@@ -16,21 +16,48 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from mixopt.choices import measure
 from mixopt.errors import ConfigError, ResourceError, StudyError
 from mixopt.fidelity import Ladder
 from mixopt.identity import fingerprint
-from mixopt.observation import Observation, Role, Status, Trial
+from mixopt.observation import Observation, Role, Status, Trial, losses_and_scores
+from mixopt.passages import Passages, save_passages
 from mixopt.protocols import Job, TrialResult
+from mixopt.scores import ScoreCard, has_scores, save_scores
 from mixopt.storage import RunDirectory, read_json, write_json
 
 from .checkpoint import load_states
 from .config import ProxyConfig
 from .jobs import StackRun
 from .model import ProxyStack
+from .questions import open_shard, passages
 from .scoring import ScoringRows, score
-from .tokens import TokenShard, save_array
 from .train import restore_average
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredSet:
+    """An evaluation set as a model shape reads it.
+
+    Attributes:
+        rows: Its tokens, cut into rows.
+        passages: Where documents or options begin, and which are right.
+    """
+
+    rows: ScoringRows
+    passages: Passages
+
+    def columns(self, logprobs: NDArray[np.float32]) -> dict[str, float]:
+        """Return {column: value} of (T,) token log-probabilities: the loss and, of a task, the accuracy."""
+        loss_column, *score_column = self.passages.columns
+        counted = self.passages.counted
+        loss = -float((logprobs if counted is None else logprobs[counted]).mean(dtype=np.float64))
+        if not score_column:
+            return {loss_column: loss}
+        return {loss_column: loss, score_column[0]: float(measure(logprobs, self.passages).accuracy[0])}
+
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -66,7 +93,7 @@ class ProxyEvaluator:
         eval_shards: {evaluation set: folder name under tokens/}.
         data: {domain or "eval/" + set: content fingerprint}.
         tokenizer: Fingerprint of the tokenizer.
-        experts_fidelity: Rung at which experts' token log-probabilities are kept.
+        experts_fidelity: Rung whose experts' token log-probabilities feed the MDE; they are kept at every rung.
         device: `auto`, `cpu` or `cuda`.
         threads: Torch threads of the worker.
         checkpoint_seconds: Wall time between checkpoints of a running stack.
@@ -88,9 +115,9 @@ class ProxyEvaluator:
         eval_data = [self.data[f"eval/{name}"] for name in self.eval_shards]
         return fingerprint({"kind": kind, "stack": [self._identity(trial) for trial in trials], "eval": eval_data})
 
-    def score_key(self, trial: Trial, eval_set: str) -> str:
-        """Return the content hash of an expert's scores on one evaluation set."""
-        return fingerprint({"expert": self._identity(trial), "eval": self.data[f"eval/{eval_set}"]})
+    def score_key(self, trial: Trial, rung: str, eval_set: str) -> str:
+        """Return the content hash of an expert's scores at a rung on one evaluation set."""
+        return fingerprint({"expert": self._expert(trial, rung), "eval": self.data[f"eval/{eval_set}"]})
 
     def evaluate(self, job: Job, directory: Path) -> Sequence[TrialResult]:
         """Train (or only score) the job's trials and return what they showed."""
@@ -122,8 +149,11 @@ class ProxyEvaluator:
             "tokenizer": self.tokenizer,
             "seed": trial.seed,
             "parent": [trial.parent, trial.parent_fidelity],
-            "scores": trial.role is Role.EXPERT and self.experts_fidelity,
+            "scores": trial.role is Role.EXPERT,
         }
+
+    def _expert(self, trial: Trial, rung: str) -> str:
+        return fingerprint({"run": self._identity(trial), "tokens": self.ladder[rung].num_tokens})
 
     def _score_expert(self, trial: Trial, files: RunDirectory) -> TrialResult:
         config = self.models[self.ladder[trial.fidelity].model]
@@ -133,13 +163,14 @@ class ProxyEvaluator:
                 f"the weights of {trial.id} are gone from {files.trial(trial.id)}; remove the run directory and start again"
             )
         average = restore_average(config, saved[0][0], self.resolved_device)
-        losses = self.measure(trial, average, self.rows(files, config), files)
+        columns = self.measure(trial, trial.fidelity, average, self.measured(files, config), files)
         self.index_expert(trial, files)
-        return TrialResult(trial.id, Status.DONE, (Observation(trial.id, trial.fidelity, losses),))
+        observation = Observation(trial.id, trial.fidelity, *losses_and_scores(columns))
+        return TrialResult(trial.id, Status.DONE, (observation,))
 
     def index_expert(self, trial: Trial, files: RunDirectory) -> None:
         """Write down where a finished expert's scores lie."""
-        scores = {name: self.score_key(trial, name) for name in self.eval_shards}
+        scores = {name: self.score_key(trial, trial.fidelity, name) for name in self.eval_shards}
         write_json(files.expert(trial.label), {"trial": trial.id, "fidelity": trial.fidelity, "scores": scores})
 
     def unscored(self, trial: Trial, files: RunDirectory) -> bool:
@@ -150,30 +181,33 @@ class ProxyEvaluator:
         if trial.fidelity != self.experts_fidelity:
             return False
         index = read_json(files.expert(trial.label)) or {"scores": {}}
-        keys = {name: self.score_key(trial, name) for name in self.eval_shards}
-        return any(index["scores"].get(n) != key or not files.score(key).exists() for n, key in keys.items())
+        keys = {name: self.score_key(trial, trial.fidelity, name) for name in self.eval_shards}
+        return any(index["scores"].get(n) != key or not has_scores(files.scores, key) for n, key in keys.items())
 
-    def rows(self, files: RunDirectory, config: ProxyConfig) -> dict[str, ScoringRows]:
-        """Cut every evaluation set for a model shape."""
+    def measured(self, files: RunDirectory, config: ProxyConfig) -> dict[str, MeasuredSet]:
+        """Return {evaluation set: as a model shape reads it}."""
+        shards = {name: open_shard(files.tokens / folder) for name, folder in self.eval_shards.items()}
         return {
-            name: ScoringRows.cut(TokenShard(files.tokens / folder), config.sequence_length)
-            for name, folder in self.eval_shards.items()
+            name: MeasuredSet(ScoringRows.cut(shard, config.sequence_length), passages(name, shard))
+            for name, shard in shards.items()
         }
 
     def measure(
-        self,
-        trial: Trial,
-        average: ProxyStack,
-        rows: Mapping[str, ScoringRows],
-        files: RunDirectory,
-        *,
-        keep: bool = True,
+        self, trial: Trial, rung: str, average: ProxyStack, measured: Mapping[str, MeasuredSet], files: RunDirectory
     ) -> dict[str, float]:
-        """Return {evaluation set: nats per token}; keep an expert's token log-probabilities."""
-        losses = {}
-        for name, cut in rows.items():
-            logprobs = score(average, cut)[0]
-            losses[name] = -float(logprobs.mean(dtype=np.float64))
-            if keep and trial.role is Role.EXPERT:
-                save_array(files.score(self.score_key(trial, name)), logprobs)
-        return losses
+        """Return {column: value} of a model; keep an expert's token log-probabilities."""
+        columns: dict[str, float] = {}
+        for name, on in measured.items():
+            logprobs = score(average, on.rows)[0]
+            columns |= on.columns(logprobs)
+            if trial.role is Role.EXPERT and np.all(np.isfinite(logprobs)):
+                card = self._card(trial, rung, on.passages)
+                save_passages(files.scores, on.passages)
+                save_scores(files.scores, self.score_key(trial, rung, name), logprobs, card)
+        return columns
+
+    def _card(self, trial: Trial, rung: str, passages: Passages) -> ScoreCard:
+        expert, kind = self._expert(trial, rung), passages.kind
+        return ScoreCard(
+            trial.label, trial.id, rung, trial.seed, expert, self.tokenizer, passages.name, passages.fingerprint, kind
+        )

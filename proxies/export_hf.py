@@ -224,8 +224,8 @@ def drop_bias(model: ProxyStack, texts: Sequence[ScoringRows]) -> DroppedBias:
         hook.remove()
     for layer in layers:
         layer.bias.zero_()
-    # Batches come in the order of the rows; what pads them is no text.
-    mask = torch.from_numpy(np.concatenate([rows.mask.ravel() for rows in texts]))
+    # What pads a batch is no text.
+    mask = torch.from_numpy(np.concatenate([rows.mask[here].ravel() for rows in texts for here in rows.batches()]))
     rerouted = torch.cat([torch.cat(parts)[mask] for parts in changed.values()]).float().mean()
     return DroppedBias(float(rerouted), loss, _mean_loss(model, texts))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixopt.errors import StudyError
-from mixopt.observation import Observation, Role, Status, Trial
+from mixopt.observation import Observation, Role, Status, Trial, losses_and_scores
 from mixopt.protocols import Job, TrialResult
 from mixopt.seeding import derive
 from mixopt.storage import RunDirectory, explained_errors, write_text
@@ -65,7 +65,7 @@ class StackRun:
         self.model = ladder[self.job.trials[0].fidelity].model
         self.config = self.evaluator.models[self.model]
         self.shards = {name: TokenShard(self.files.tokens / path) for name, path in self.evaluator.shards.items()}
-        self.rows = self.evaluator.rows(self.files, self.config)
+        self.measured = self.evaluator.measured(self.files, self.config)
         self.rungs = {
             trial.id: {
                 self.config.num_steps(rung.num_tokens): rung.name
@@ -137,11 +137,11 @@ class StackRun:
         trial = self.trials[reached.run.name]
         rung = self.evaluator.ladder[self.rungs[trial.id][reached.step]]
         cpu, wall = time.process_time(), time.monotonic()
-        keep = rung.name == self.evaluator.experts_fidelity
-        losses = self.evaluator.measure(trial, reached.average, self.rows, self.files, keep=keep)
-        if not all(np.isfinite(value) for value in losses.values()):
+        columns = self.evaluator.measure(trial, rung.name, reached.average, self.measured, self.files)
+        if not all(np.isfinite(value) for value in columns.values()):
             reached.run.diverged = f"diverged: a loss is not finite at rung {rung.name}"
             return
+        losses, scores = losses_and_scores(columns)
         meter = self.meters[trial.id]
         before = self._previous_tokens(trial, rung.name)
         sequences = reached.step * self.config.batch_size
@@ -150,6 +150,7 @@ class StackRun:
             trial.id,
             rung.name,
             losses,
+            scores,
             flops=training_flops(self.config, rung.num_tokens - before, reached.active_experts),
             process_seconds=meter.process_seconds + time.process_time() - cpu,
             wall_seconds=meter.wall_seconds + time.monotonic() - wall,
@@ -175,11 +176,7 @@ class StackRun:
         memory = {
             "observations": self.observations,
             "meters": {name: [m.process_seconds, m.wall_seconds] for name, m in self.meters.items()},
-            # The last losses of a model that diverged are no numbers, and nobody asks for them again.
-            "runs": {
-                r.name: {"losses": [] if r.diverged else r.losses, "curve": r.curve, "diverged": r.diverged}
-                for r in runs
-            },
+            "runs": {r.name: {"losses": r.losses, "curve": r.curve, "diverged": r.diverged} for r in runs},
         }
         save_states(self._checkpoint_path, [run.state for run in runs], memory)
 

@@ -8,6 +8,7 @@ they stay held out when a domain grows.
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,12 +21,19 @@ from mixopt.mixture import Domain
 from mixopt.objective import EvalSet
 from mixopt.storage import atomic_path, read_json, write_json
 
+from .overlap import Overlap, overlaps
+from .questions import KIND as MULTIPLE_CHOICE
+from .questions import TaskShard, TaskSource, evenly
 from .text import TextSource
 from .tokenizer import TextTokenizer, train_tokenizer
 from .tokens import TokenShard, spread
 
+logger = logging.getLogger(__name__)
+
 # Enough to choose an evaluation set from; more would only fill memory.
 _MOST_HELD_OUT = 4000
+# Templates and quotations are shared by text of one kind: up to 8% in the built-in corpus.
+_MOST_OVERLAP = 0.1
 
 
 @dataclass(frozen=True)
@@ -79,13 +87,14 @@ class PreparedText:
 
 def prepare_text(
     domains: Mapping[str, DomainText],
-    eval_sets: Mapping[str, TextSource],
+    eval_sets: Mapping[str, TextSource | TaskSource],
     root: Path,
     *,
     vocab_size: int,
     tokenizer_path: Path | None,
     eval_tokens: int,
     domain_eval_tokens: int,
+    eval_questions: int,
     sequence_length: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> PreparedText:
@@ -93,12 +102,13 @@ def prepare_text(
 
     Args:
         domains: Training text by domain, in the study's order.
-        eval_sets: Further evaluation sets.
+        eval_sets: Further evaluation sets and tasks.
         root: Folder of tokenizer and shards.
         vocab_size: Of a tokenizer trained here.
         tokenizer_path: Tokenizer file to use instead, or None.
         eval_tokens: Tokens per further evaluation set.
         domain_eval_tokens: Tokens per held-out set.
+        eval_questions: Questions per task.
         sequence_length: Least tokens a domain must have.
         progress: Told what is being done.
 
@@ -114,17 +124,28 @@ def prepare_text(
     measured = {
         **{name: build.sample(name, text.heldout, keys[name], domain_eval_tokens) for name, text in domains.items()},
         **{
-            name: build.sample(name, source.documents, eval_keys[name], eval_tokens)
+            name: build.task(name, source, eval_questions)
+            if isinstance(source, TaskSource)
+            else build.sample(name, source.documents, eval_keys[name], eval_tokens)
             for name, source in eval_sets.items()
         },
     }
+    progress("compare evaluation with training text")
+    _warn_of_overlap(overlaps(measured, train, tokenizer, root))
     return PreparedText(
         tuple(
             Domain(name, *(s.meta[key] for key in ("num_tokens", "num_docs", "num_bytes", "fingerprint")))
             for name, s in train.items()
         ),
         tuple(
-            EvalSet(name, s.meta["num_tokens"], s.meta["num_bytes"], "text", s.meta["fingerprint"])
+            EvalSet(
+                name,
+                s.meta["num_tokens"],
+                s.meta["num_bytes"],
+                s.meta.get("kind", "text"),
+                s.meta["fingerprint"],
+                s.meta.get("num_questions", 0),
+            )
             for name, s in measured.items()
         ),
         {name: shard.path.name for name, shard in train.items()},
@@ -155,6 +176,13 @@ class _Builder:
         self.progress(what)
         yield from documents
 
+    def task(self, name: str, source: TaskSource, default: int) -> TaskShard:
+        num = source.most or default
+        key = {"source": source.fingerprint(), "part": MULTIPLE_CHOICE, "questions": num}
+        self.progress(f"tokenize questions {name}")
+        questions = list(evenly(source.questions(), num))
+        return TaskShard.build_task(self.root, f"eval-{name}", questions, tokenizer=self.tokenizer, key=key)
+
     def sample(
         self, name: str, documents: Callable[[], Iterator[str]], key: Mapping[str, object], num_tokens: int
     ) -> TokenShard:
@@ -175,6 +203,21 @@ class _Builder:
         known[f"{name}/{self.tokenizer.fingerprint}"] = {"identity": identity, "folder": shard.path.name}
         write_json(self.root / "eval.json", known)
         return shard
+
+
+def _warn_of_overlap(found: Mapping[tuple[str, str], Overlap]) -> None:
+    """Name the sets of which whole documents are trained on: a loss on them measures memory."""
+    for (name, domain), overlap in found.items():
+        if max(overlap.share, overlap.documents) > _MOST_OVERLAP:
+            logger.warning(
+                "evaluation set %s overlaps the training text of %s: %.0f%% of its documents and %.0f%% of its passages "
+                "are in both, such as %s; leave them out of one of the two",
+                name,
+                domain,
+                100 * overlap.documents,
+                100 * overlap.share,
+                " | ".join(repr(example) for example in overlap.examples),
+            )
 
 
 def _domain_key(text: DomainText) -> dict[str, object]:

@@ -89,6 +89,10 @@ class TextTokenizer:
         """Return the library's encodings (ids and character offsets), no special tokens added."""
         return self._tokenizer.encode_batch(list(documents), add_special_tokens=False)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens; bytes that are no text are replaced."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
     def save_for_inference(self, path: Path) -> None:
         """Write a copy that begins every text with the separator, as training does."""
         from tokenizers import Tokenizer

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -85,6 +85,7 @@ class MultiFidelityOptimizer:
     pool: Pool | None = None
     _memory: OrderedDict[str, _State] = field(default_factory=OrderedDict, init=False, repr=False)
     _fits: OrderedDict[str, Fit] = field(default_factory=OrderedDict, init=False, repr=False)
+    _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kl_weight < 0 or (self.kl_weight > 0 and self.reference is None):
@@ -124,6 +125,7 @@ class MultiFidelityOptimizer:
         names = [*self.objective.columns, "objective"]
         bound = regret_bound(state.beliefs, mixture.weights, seed=seeding.derive(self.seed, "regret"))
         support = self._support(history)
+        knows = self._optimum is not None and not self._abandons(state.surrogate)
         return Recommendation(
             mixture=mixture,
             fidelity=target,
@@ -132,7 +134,7 @@ class MultiFidelityOptimizer:
             regret_bound=bound,
             support=support,
             recommended_by=self.name,
-            reason=_reason(len(support), self._optimum is not None, bound),
+            reason="; ".join([_reason(len(support), knows, bound), *self._doubts(state.surrogate)]),
         )
 
     def predict(self, history: History, mixtures: Sequence[Mixture], *, fidelity: str) -> Prediction:
@@ -176,7 +178,7 @@ class MultiFidelityOptimizer:
             action = batch.best(normals, seed=seeding.derive(seed, slot))
             if action is None or action.rate < self.price:
                 break
-            proposals.append(self._proposal(action, state.best, dropped))
+            proposals.append(self._proposal(action, state.best, [*dropped.values(), *self._doubts(state.surrogate)]))
             if slot + 1 < num:  # only the next choice asks what is believed
                 batch.buy(action)
         return proposals
@@ -193,10 +195,26 @@ class MultiFidelityOptimizer:
             surrogate.rung_links(),
             spent=spent,
             targets=int((surrogate.evidence.rungs == target).sum()),
-            trusted=self.predictor is not None,
+            trusted=self.predictor is not None and not self._abandons(surrogate),
         )
 
-    def _proposal(self, action: Action, best: Array, dropped: Mapping[str, str]) -> Proposal:
+    def _abandons(self, surrogate: Surrogate) -> bool:
+        """Whether the predictor misleads about every column of the objective that it knows."""
+        known = [name for name in self.objective.columns if name in self._encoder.known]
+        return bool(known) and len(surrogate.doubted(known)) == len(known)
+
+    def _doubts(self, surrogate: Surrogate) -> list[str]:
+        """Return, in words, for which columns the predictor is not used; at most one sentence."""
+        doubted = surrogate.doubted(surrogate.pooled)
+        if not doubted:
+            return []
+        new = [name for name in doubted if name not in self._warned]
+        self._warned.update(new)
+        if new:
+            logger.warning("predictor dropped columns=%s reason=runs are predicted better without it", ",".join(new))
+        return [f"the predictor is not used for {', '.join(doubted)}: runs are predicted better without it"]
+
+    def _proposal(self, action: Action, best: Array, notes: Sequence[str]) -> Proposal:
         mixture = self._mixture(action.weights)
         far = 0.5 * float(np.abs(action.weights - best).sum())
         what = (
@@ -209,7 +227,7 @@ class MultiFidelityOptimizer:
             action.fidelity,
             action.rate,
             f"expected gain {action.rate:.3g} per run ({action.gain:.3g} at price {action.price:.3g}): {what}, "
-            + "; ".join([f"{far:.0%} of the tokens away from the best mixture known", *dropped.values()]),
+            + "; ".join([f"{far:.0%} of the tokens away from the best mixture known", *notes]),
             parent=action.parent.trial if action.parent else None,
             parent_fidelity=action.parent.fidelity if action.parent else None,
             proposed_by=self.name if action.refined else f"{self.name}:pool",
@@ -238,7 +256,8 @@ class MultiFidelityOptimizer:
         if self.pool is not None:
             beliefs = self._beliefs(surrogate, self.pool.targets(self.ladder))
             return _State(surrogate, beliefs, beliefs.pool[int(beliefs.objective().argmin())].numpy())
-        anchors = np.stack([w for w in (self._optimum, self._center) if w is not None])
+        optimum = None if self._abandons(surrogate) else self._optimum
+        anchors = np.stack([w for w in (optimum, self._center) if w is not None])
         pool = make_pool(self.constraints, anchors[:1], evidence.weights, self.seed)
         ranked = np.argsort(scored(surrogate, self.objective, pool, self._penalty))
         best = best_mixture(
@@ -255,10 +274,11 @@ class MultiFidelityOptimizer:
         own = self.objective.columns
         other = sorted({name for row in evidence.columns for name in row} - set(own))
         pooled = (*own, *other[: max(0, MOST_POOLED - len(own))])
-        whole = None
-        if self.predictor is None and len(own) > 1:
-            whole = Surrogate(self._encoder, evidence.combined("objective", self.objective), ("objective",), self._fits)
-        return Surrogate(self._encoder, evidence, pooled, self._fits, whole)
+        surrogate = Surrogate(self._encoder, evidence, pooled, self._fits)
+        if len(own) == 1 or (self.predictor is not None and not self._abandons(surrogate)):
+            return surrogate
+        whole = Surrogate(self._encoder, evidence.combined("objective", self.objective), ("objective",), self._fits)
+        return replace(surrogate, whole=whole)
 
     def _beliefs(self, surrogate: Surrogate, pool: Array) -> Beliefs:
         evidence, points = surrogate.evidence, torch.tensor(pool)
@@ -320,7 +340,7 @@ class MultiFidelityOptimizer:
         """The predictor's optimum, or None without a predictor of the objective."""
         if self.predictor is None:
             return None
-        known = [i for i, c in enumerate(self.objective.columns) if c.removeprefix("loss/") in self.predictor.eval_sets]
+        known = [i for i, c in enumerate(self.objective.columns) if c in self.predictor.columns]
         if not known:
             return None
         columns = tuple(self.objective.columns[i] for i in known)

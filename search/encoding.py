@@ -1,4 +1,4 @@
-"""What the surrogate sees: mixtures as log and root weights and predicted losses, histories as rows.
+"""What the surrogate sees: mixtures as log and root weights and predicted columns, histories as rows.
 
 The predictor is NumPy; here it becomes a differentiable step. K domains, J columns the
 predictor knows, M mixtures, N observations. Nothing is fitted here.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ _LEAST_SPREAD = 1e-6  # of mixtures: below, they are all the same one
 
 
 class _Predict(torch.autograd.Function):
-    """A NumPy predictor as a differentiable step: (M, K) weights -> (M, J) losses."""
+    """A NumPy predictor as a differentiable step: (M, K) weights -> (M, J) columns."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, predictor: Predictor) -> Tensor:
@@ -60,12 +61,12 @@ class Encoded:
     Attributes:
         inputs: (M, 2K) log and root weights; two typical mixtures are a distance of 1 apart.
         linear: (M, K) weights, centered; of variance 1 in total.
-        losses: (M, J) the predictor's losses, nats per token.
+        predicted: (M, J) the predictor's columns.
     """
 
     inputs: Tensor
     linear: Tensor
-    losses: Tensor
+    predicted: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +75,9 @@ class Encoder:
 
     Attributes:
         predictor: Prior mean, or None.
-        known: Columns the predictor knows, as `loss/<name>`.
-        centers: (J,) mean loss over typical mixtures, nats per token.
-        scales: (J,) spread of the loss over typical mixtures, nats per token.
+        known: Columns the predictor knows.
+        centers: (J,) mean of the column over typical mixtures.
+        scales: (J,) spread of the column over typical mixtures.
         mean: (K,) mean of typical mixtures.
         unit: Root mean squared distance of two of them, after the input map.
         width: Root of the total variance of their weights.
@@ -110,9 +111,8 @@ class Encoder:
         }
         if predictor is None:
             return cls(None, (), np.zeros(0), np.zeros(0), **spreads)
-        losses = predictor.predict(points)
-        names = tuple(f"loss/{name}" for name in predictor.eval_sets)
-        return cls(predictor, names, losses.mean(0), np.maximum(losses.std(0), LEAST_SCALE), **spreads)
+        known = predictor.predict(points)
+        return cls(predictor, predictor.columns, known.mean(0), np.maximum(known.std(0), LEAST_SCALE), **spreads)
 
     def index(self, name: str) -> int | None:
         """Return a column's place among those the predictor knows, or None."""
@@ -162,6 +162,11 @@ class Evidence:
     noise: tuple[Mapping[str, float], ...]
     roots: Mapping[str, int]
     positions: Array
+
+    @cached_property
+    def mixtures(self) -> Array:
+        """(N,) number of each row's mixture: the same one for replicates, rungs and continuations."""
+        return np.asarray(np.unique(self.weights, axis=0, return_inverse=True)[1].reshape(-1))
 
     @classmethod
     def of(cls, history: History, ladder: Ladder, domains: Sequence[str]) -> Evidence:

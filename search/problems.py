@@ -127,9 +127,9 @@ class SyntheticPredictor:
         return self.problem.domains
 
     @property
-    def eval_sets(self) -> tuple[str, ...]:
-        """J names."""
-        return self.problem.eval_sets
+    def columns(self) -> tuple[str, ...]:
+        """J losses."""
+        return tuple(f"loss/{name}" for name in self.problem.eval_sets)
 
     def predict(self, weights: Array) -> Array:
         """Return (M, J) losses."""

@@ -30,7 +30,7 @@ from mixopt.errors import ConfigError
 from mixopt.identity import fingerprint
 from mixopt.mixture import Array
 
-from . import gp, links
+from . import doubt, gp, links
 from .encoding import Encoded, Encoder, Evidence
 
 DEFAULT_SCALE = 0.2  # spread of a loss over Dirichlet mixtures, 0.1 to 0.5 nats per token (PROXIES 5)
@@ -73,7 +73,7 @@ class Units:
         """Return (M,) centered and scaled predictions of the predictor, 0 without one."""
         if self.index is None:
             return torch.zeros(len(encoded.inputs), dtype=torch.float64)
-        return (encoded.losses[:, self.index] - self.center) / self.scale
+        return (encoded.predicted[:, self.index] - self.center) / self.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +137,14 @@ class Fit:
     """Hyperparameters of one column, and the unit they are in.
 
     Attributes:
+        index: Place among the predictor's columns, or None where the predictor is not used.
         scale: Unit of the process, column units.
         kernel: Hyperparameters; links as the column alone suggests.
         evidences: Per rung but the target, (G,) log evidences of its links.
         left_out: {row: standardized residual of its value given all others}.
     """
 
+    index: int | None
     scale: float
     kernel: gp.Kernel
     evidences: tuple[Array, ...]
@@ -194,6 +196,10 @@ class Surrogate:
         """Return the columns that the predictor knows or an observation has."""
         observed = dict.fromkeys(name for row in self.evidence.columns for name in row)
         return tuple(dict.fromkeys([*self.encoder.known, *observed]))
+
+    def doubted(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the columns that the predictor knows and that do better without it."""
+        return tuple(name for name in names if name in self.encoder.known and self._fit(name).index is None)
 
     def rung_links(self) -> tuple[links.Link, ...]:
         """Return what is believed of each rung's link to the target, the target left out."""
@@ -252,7 +258,7 @@ class Surrogate:
     def _learn(self, name: str) -> Column:
         """Condition a column on all its rows, with the hyperparameters of its fit."""
         fit = self._fit(name)
-        units, rows, values, known = self._data(self._rows_of(name), name, fit.scale)
+        units, rows, values, known = self._data(self._rows_of(name, fit.index), name, fit.index, fit.scale)
         kernel = fit.kernel
         if len(self.evidence.positions) > 1:
             kernel = kernel.with_links(self._own_links(name))
@@ -265,18 +271,54 @@ class Surrogate:
 
     def _remembered(self, name: str) -> Fit:
         """Return hyperparameters from the first rows of the history, fitted once per content."""
-        evidence = self.evidence
-        chosen = self._rows_of(name)
-        chosen = chosen[: refit_size(evidence.rungs[chosen], len(self.evidence.positions) - 1)]
-        key = fingerprint([name, evidence.positions.tolist(), evidence.plain(chosen, name)])
+        evidence, index = self.evidence, self.encoder.index(name)
+        chosen = self._rows_of(name, index)
+        chosen = chosen[: refit_size(evidence.rungs[chosen], len(evidence.positions) - 1)]
+        every = self._rows_of(name, None)
+        every = every[every <= chosen[-1]] if len(chosen) else chosen
+        key = fingerprint([name, evidence.positions.tolist(), evidence.plain(every, name)])
         if key not in self.memory:
-            self.memory[key] = self._fit_to(thinned(evidence.rungs, chosen), name)
+            self.memory[key] = self._choose(chosen, every, name)
             while len(self.memory) > _REMEMBERED:
                 self.memory.popitem(last=False)
         return self.memory[key]
 
-    def _fit_to(self, chosen: Array, name: str) -> Fit:
-        index = self.encoder.index(name)
+    def _choose(self, chosen: Array, every: Array, name: str) -> Fit:
+        """Fit with the predictor as prior mean, or without it where that is clearly better.
+
+        Args:
+            chosen: Rows to fit to, without those of experts if the predictor knows the column.
+            every: The same rows with those of experts.
+            name: The column.
+        """
+        fit = self._fit_to(chosen, name, self.encoder.index(name))
+        if fit.index is None or len(np.unique(self.evidence.mixtures[chosen])) < doubt.FEWEST_MIXTURES:
+            return fit
+        agreement = self._agreement(chosen, name)
+        if agreement >= doubt.SOUND:
+            return fit
+        rival = self._fit_to(every, name, None)
+        densities = self._densities(fit, chosen, name), self._densities(rival, every, name)
+        return rival if doubt.is_worse(*densities, misleading=agreement < doubt.MISLEADING) else fit
+
+    def _agreement(self, chosen: Array, name: str) -> float:
+        """Return the correlation of the predictor with the values of some rows."""
+        evidence, index = self.evidence, self.encoder.index(name)
+        with torch.no_grad():
+            predicted = self.encoder.encode(torch.tensor(evidence.weights[chosen])).predicted[:, index].numpy()
+        values = np.array([evidence.columns[i][name] for i in chosen])
+        return doubt.correlation(values, predicted, evidence.rungs[chosen])
+
+    def _densities(self, fit: Fit, chosen: Array, name: str) -> dict[int, float]:
+        """Return {mixture: log density of its values given all others} of the mixtures that no expert has."""
+        evidence, chosen = self.evidence, thinned(self.evidence.rungs, chosen)
+        _, rows, values, known = self._data(chosen, name, fit.index, fit.scale)
+        found = doubt.log_densities(gp.Posterior(fit.kernel, rows, values, known), evidence.mixtures[chosen], fit.scale)
+        experts = set(evidence.mixtures[evidence.expert].tolist())
+        return {mixture: density for mixture, density in found.items() if mixture not in experts}
+
+    def _fit_to(self, chosen: Array, name: str, index: int | None) -> Fit:
+        chosen = thinned(self.evidence.rungs, chosen)
         values = np.array([self.evidence.columns[i][name] for i in chosen])
         scale = _own_scale(values, self.evidence.rungs[chosen])
         if index is not None:
@@ -286,19 +328,20 @@ class Surrogate:
             torch.tensor(self.evidence.positions),
             RESIDUAL_ALONE if index is None else RESIDUAL_WITH_PREDICTOR,
         )
-        _, rows, residuals, known = self._data(chosen, name, scale)
+        _, rows, residuals, known = self._data(chosen, name, index, scale)
         kernel = gp.fit(rows, residuals, known, layout)
         posterior = gp.Posterior(kernel, rows, residuals, known)
         evidences = tuple(links.measure(posterior, rung) for rung in range(len(self.evidence.positions) - 1))
-        return Fit(scale, kernel, evidences, dict(zip(chosen.tolist(), posterior.left_out().tolist(), strict=True)))
+        left_out = dict(zip(chosen.tolist(), posterior.left_out().tolist(), strict=True))
+        return Fit(index, scale, kernel, evidences, left_out)
 
-    def _rows_of(self, name: str) -> Array:
+    def _rows_of(self, name: str, index: int | None) -> Array:
         # The predictor is exact at the experts by construction: they would teach it nothing but trust.
-        return self.evidence.select(name, experts=self.encoder.index(name) is None)
+        return self.evidence.select(name, experts=index is None)
 
-    def _data(self, chosen: Array, name: str, scale: float) -> tuple[Units, Tensor, Tensor, Tensor]:
+    def _data(self, chosen: Array, name: str, index: int | None, scale: float) -> tuple[Units, Tensor, Tensor, Tensor]:
         """Return units, and encoded rows, values less the prior mean and known noise variances in them."""
-        evidence, index, rungs = self.evidence, self.encoder.index(name), self.evidence.rungs[chosen]
+        evidence, rungs = self.evidence, self.evidence.rungs[chosen]
         values = np.array([evidence.columns[i][name] for i in chosen])
         known = np.array([evidence.noise[i].get(name, 0.0) for i in chosen])
         center = 0.0 if index is None else float(self.encoder.centers[index])

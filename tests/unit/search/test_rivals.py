@@ -13,7 +13,7 @@ from mixopt.errors import ConfigError
 from mixopt.search import botorch_rivals, catalog
 from mixopt.search.catalog import Task
 from mixopt.search.pool import Pool
-from mixopt.search.problems import SyntheticEvaluator, SyntheticProblem, finished, simulate
+from mixopt.search.problems import SyntheticEvaluator, SyntheticPredictor, SyntheticProblem, finished, simulate
 from mixopt.search.rivals import ScreeningOptimizer, SurrogateLearner
 
 torch.set_num_threads(1)
@@ -88,10 +88,36 @@ def keys(history):
 # --- rules of the protocol ---------------------------------------------------
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", sorted({*catalog.names()} - catalog.NEED_PREDICTOR))
 def test_the_catalog_makes_an_optimizer_of_each_name(name):
     pool = None if name == "sobol" else a_pool()
     assert catalog.make(name, a_task(pool=pool)).name == name
+
+
+@pytest.mark.parametrize("name", sorted(catalog.NEED_PREDICTOR))
+def test_what_needs_a_predictor_says_so(name):
+    with pytest.raises(ConfigError, match="give --scores"):
+        catalog.make(name, a_task())
+    assert catalog.make(name, a_task(predictor=SyntheticPredictor(PROBLEM, error=0.0))).name in ("mfbo", "mde")
+
+
+def test_the_predictors_order_is_bought_whatever_it_shows():
+    predictor = SyntheticPredictor(PROBLEM, error=0.0)
+    history = play("mde", budget=3.0, batch=1, predictor=predictor)
+    values = OBJECTIVE.value(dict(zip(predictor.columns, predictor.predict(TARGETS).T, strict=True)))
+    bought = [tuple(trial.mixture.weights) for trial in history.trials]
+    assert bought == [tuple(TARGETS[i]) for i in np.argsort(values)[:3]]
+
+
+def test_before_any_run_the_best_predicted_candidate_is_recommended():
+    made = catalog.make("mde", a_task(predictor=SyntheticPredictor(PROBLEM, error=0.0)))
+    assert made.recommend(History()).mixture == BEST
+
+
+def test_a_predictor_that_does_not_know_the_objective_is_refused():
+    other = Objective.parse("loss/z", ["loss/z"])
+    with pytest.raises(ConfigError, match="cannot predict loss/z"):
+        catalog.make("mde", a_task(objective=other, predictor=SyntheticPredictor(PROBLEM)))
 
 
 def test_an_unknown_name_is_refused_with_those_that_exist():
@@ -307,7 +333,7 @@ def test_any_optimizer_can_lend_its_model():
     """With the law of Olmix as the lent model the order is that of Olmix."""
     task = a_task()
     learner = SurrogateLearner(catalog.make("olmix", task), task.constraints.domains)
-    lent = ScreeningOptimizer(**vars(task), label="lent", learner=learner, rounds=(12,))
+    lent = ScreeningOptimizer(**task.searched, label="lent", learner=learner, rounds=(12,))
     history = simulate(lent, SyntheticEvaluator(PROBLEM, LADDER), budget=4.0, batch=4, seed=0)
     assert [t.mixture for t in history.trials] == [t.mixture for t in play("olmix").trials]
 
