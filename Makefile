@@ -12,7 +12,7 @@ STUDY ?= experiments/studies/quickstart.yaml
 BIN := $(VENV)/bin
 LOG := $(VENV)/install.log
 
-.PHONY: run test setup setup-test check format bench bench-proxies bench-replay bench-hard clean
+.PHONY: run test setup setup-test check format bench bench-proxies bench-replay bench-hard bench-mde public-runs clean
 
 run: setup
 	@$(BIN)/mixopt run $(STUDY)
@@ -70,6 +70,15 @@ bench-replay: setup-test
 
 bench-hard: setup-test
 	$(BIN)/python tests/bench/hard.py
+
+# The predictor on the public set of runs (docs/benchmarks.md); trains nothing.
+bench-mde: setup-test
+	$(BIN)/python tests/bench/mde_speed.py
+	$(BIN)/python tests/bench/mde.py --out docs/benchmarks.md
+
+# Train that set anew: two CPU hours, resumable.
+public-runs: setup-test
+	$(BIN)/python tests/bench/public_runs.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

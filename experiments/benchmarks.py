@@ -22,7 +22,9 @@ import mixopt
 from mixopt import search
 from mixopt.errors import ConfigError, MixoptError
 from mixopt.execution import RayExecutor, SerialExecutor
+from mixopt.fidelity import Ladder
 from mixopt.identity import file_fingerprint, fingerprint
+from mixopt.protocols import Predictor
 from mixopt.runs_table import RunsTable
 from mixopt.search import catalog
 from mixopt.search.replay import CAP_REACHED, Case, Replay, replay
@@ -40,6 +42,31 @@ _METRICS: dict[str, Callable[[Replay], float]] = {
     "regret_at_budget": lambda r: r.score.regret,
     "recommendation_regret": lambda r: r.recommendation_regret,
 }
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What replays are made of; plain data.
+
+    Attributes:
+        table: Finished runs.
+        predictor: What the experts' scores say, or None.
+        content: Content hash of the scores, empty without.
+        experts_fidelity: Rung of the experts, empty without.
+    """
+
+    table: RunsTable
+    predictor: Predictor | None = None
+    content: str = ""
+    experts_fidelity: str = ""
+
+    def notes(self, ladder: Ladder) -> list[str]:
+        """Say what the experts cost, which no replay is charged."""
+        if self.predictor is None or self.experts_fidelity not in [rung.name for rung in ladder]:
+            return []
+        num, rung = len(self.table.domains), self.experts_fidelity
+        cost = num * ladder[rung].cost / ladder.target.cost
+        return [f"{num} experts at {rung} cost {cost:.3g} target runs, which mfbo+mde and mde are not charged here"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +146,7 @@ class Benchmark:
     max_decisions: int | None = None
     until_best: bool = False
 
-    def jobs(self, table: RunsTable) -> list[ReplayJob]:
+    def jobs(self, ground: Ground) -> list[ReplayJob]:
         """Return the jobs on a table, optimizer by optimizer.
 
         Raises:
@@ -129,8 +156,10 @@ class Benchmark:
             if name not in catalog.names():
                 raise ConfigError(f"unknown optimizer {name!r}; known are {', '.join(catalog.names())}")
         for expression in self.objectives.values():
-            Case.of(table, self.target, expression)
-        content = [table_fingerprint(table), sources_fingerprint(), mixopt.__version__]
+            case = Case.of(ground.table, self.target, expression)
+            for name in {*self.optimizers} & catalog.NEED_PREDICTOR:
+                catalog.make(name, case.task(0, ground.predictor))
+        content = [table_fingerprint(ground.table), ground.content, sources_fingerprint(), mixopt.__version__]
         return [
             self._job(content, name, label, seed)
             for name in dict.fromkeys(self.optimizers)
@@ -149,7 +178,7 @@ class Benchmark:
 
 
 def run_all(
-    table: RunsTable,
+    ground: Ground,
     jobs: Sequence[ReplayJob],
     *,
     workers: int = 1,
@@ -159,7 +188,7 @@ def run_all(
     """Do all jobs and return their results in the jobs' order.
 
     Args:
-        table: Finished runs.
+        ground: Finished runs.
         jobs: From `Benchmark.jobs`.
         workers: Replays at the same time; 1 is this process, more are a local Ray.
         cache: Folder of finished replays, or None to keep none.
@@ -174,24 +203,24 @@ def run_all(
         if kept is not None:
             found[job.fingerprint] = Result(job, kept)
             done(found[job.fingerprint])
-    for result in _execute(table, [job for job in jobs if job.fingerprint not in found], workers, cache):
+    for result in _execute(ground, [job for job in jobs if job.fingerprint not in found], workers, cache):
         found[result.job.fingerprint] = result
         done(result)
     return [found[job.fingerprint] for job in jobs]
 
 
-def run_replay(table: RunsTable, job: ReplayJob, directory: Path) -> Replay:
+def run_replay(ground: Ground, job: ReplayJob, directory: Path) -> Replay:
     """Do a job; what a worker calls where nothing is kept."""
-    case = Case.of(table, job.target, job.expression)
+    case = Case.of(ground.table, job.target, job.expression)
     return replay(
         case, job.optimizer, seed=job.seed, budget=job.budget, max_decisions=job.max_decisions,
-        until_best=job.until_best,
+        until_best=job.until_best, predictor=ground.predictor,
     )  # fmt: skip
 
 
-def run_kept_replay(table: RunsTable, job: ReplayJob, directory: Path) -> Replay:
+def run_kept_replay(ground: Ground, job: ReplayJob, directory: Path) -> Replay:
     """Do a job and leave its result file behind; what a worker calls where there is a cache."""
-    done = run_replay(table, job, directory)
+    done = run_replay(ground, job, directory)
     write_json(RunDirectory(directory).result(job.fingerprint), done.to_json())
     return done
 
@@ -303,13 +332,13 @@ def sources_fingerprint() -> str:
     return fingerprint([[path.name, file_fingerprint(path)] for f in folders for path in sorted(f.glob("*.py"))])
 
 
-def _execute(table: RunsTable, jobs: Sequence[ReplayJob], workers: int, cache: Path | None) -> Iterator[Result]:
+def _execute(ground: Ground, jobs: Sequence[ReplayJob], workers: int, cache: Path | None) -> Iterator[Result]:
     run, folder = (run_kept_replay, cache) if cache else (run_replay, Path())
     executor: SerialExecutor | RayExecutor
     if workers == 1 or len(jobs) < 2:
-        executor = SerialExecutor(table, folder, run=run)
+        executor = SerialExecutor(ground, folder, run=run)
     else:
-        executor = RayExecutor(table, folder, workers=workers, run=run)
+        executor = RayExecutor(ground, folder, workers=workers, run=run)
     try:
         for job in jobs:
             executor.submit(job)

@@ -46,6 +46,16 @@ def replay(
     until_best: Annotated[
         bool, typer.Option("--until-best", help="End a replay once the best run is measured; regret is 0 from there.")
     ] = False,
+    scores: Annotated[
+        Path | None,
+        typer.Option("--scores", help="Experts' scores (a run directory or scores folder), for mfbo+mde and mde."),
+    ] = None,
+    experts_fidelity: Annotated[
+        str | None, typer.Option("--experts-fidelity", help="Rung of the experts; default the target rung.")
+    ] = None,
+    experts_seed: Annotated[
+        int | None, typer.Option("--experts-seed", help="Seed of the experts, where there are several.")
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Replays at the same time.")] = 1,
     cache: Annotated[Path, typer.Option("--cache", help="Folder of finished replays.")] = Path("runs/replay"),
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished replays.")] = False,
@@ -60,9 +70,12 @@ def replay(
     from mixopt.runs import read_runs
     from mixopt.storage import write_text
 
-    from . import benchmarks
+    from . import benchmarks, public
 
-    runs = read_runs(table)
+    runs = read_runs(public.resolve(table))
+    ground = benchmarks.Ground(runs)
+    if scores is not None:
+        ground = public.ground(runs, scores, experts_fidelity or target_fidelity, experts_seed)
     drawn = benchmarks.random_objectives(list(runs.columns), random_objectives, seed)
     objectives: dict[str, benchmarks.Expression] = {text: text for text in objective or []}
     if not objectives and not drawn:
@@ -73,9 +86,9 @@ def replay(
         target_fidelity, objectives | drawn, _names(optimizers), range(seed, seed + seeds), budget, max_decisions,
         until_best,
     )  # fmt: skip
-    jobs = settings.jobs(runs)
+    jobs = settings.jobs(ground)
     with _progress(len(jobs)) as done:
-        results = benchmarks.run_all(runs, jobs, workers=workers, cache=None if no_cache else cache, done=done)
+        results = benchmarks.run_all(ground, jobs, workers=workers, cache=None if no_cache else cache, done=done)
     if out:
         write_text(out, _csv(benchmarks.DECISION_COLUMNS, benchmarks.decision_rows(results)))
     random = [result for result in results if result.job.label in drawn]
@@ -83,7 +96,7 @@ def replay(
         "results": benchmarks.summarize(results),
         "pooled": benchmarks.pooled(random, f"{len(drawn)} random objectives") if random else [],
         "objectives": settings.objectives,
-        "notes": [*runs.notes, *benchmarks.notes(runs, jobs, results)],
+        "notes": [*runs.notes, *benchmarks.notes(runs, jobs, results), *ground.notes(runs.ladder(target_fidelity))],
     }
     if as_json:
         emit_json(summary)

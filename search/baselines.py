@@ -2,7 +2,7 @@
 
 `Baseline` is a shop and a memory of what was measured: candidates, what is left of them
 in a random order, purchases within the budget, the best mixture measured. Random and
-Sobol search are here and buy only target runs; methods of papers are in `rivals.py` and
+Sobol search are here and buy only target runs, and a user's list is trained as it is; methods of papers are in `rivals.py` and
 `botorch_rivals.py`. `fit_trees` is the only door to LightGBM.
 
 Without a model the recommendation of a noisy search is optimistic and has no regret bound.
@@ -189,6 +189,30 @@ class _Sequence(Baseline):
                 proposals.append(Proposal(mixture, target.name, None, reason, proposed_by=self.name))
                 taken.append(mixture.weights)
         return proposals
+
+
+@dataclass(frozen=True, eq=False)
+class ListedOptimizer(Baseline):
+    """A user's list of runs, trained in its order; equal rows are replicates.
+
+    Raises:
+        ConfigError: If there is no list.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool is None:
+            raise ConfigError("listed trains a list of runs and there is none; give search.mixtures")
+
+    @property
+    def name(self) -> str:
+        """`listed`."""
+        return "listed"
+
+    def propose(self, history: History, num: int, *, budget: float) -> Sequence[Proposal]:
+        """Return the next rows of the list, those that the budget does not pay skipped."""
+        rows = np.asarray(self.candidates.left(history), dtype=np.intp)
+        return self.buy(rows, num, budget=budget, reason="next of the list")
 
 
 @dataclass(frozen=True, eq=False)

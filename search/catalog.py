@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mixopt.constraints import Constraints
 from mixopt.errors import ConfigError
 from mixopt.fidelity import Ladder
 from mixopt.objective import Objective
-from mixopt.protocols import Optimizer
+from mixopt.protocols import Optimizer, Predictor
 
 from .pool import Pool
 
@@ -38,6 +38,7 @@ class Task:
         objective: What is minimized.
         seed: Root of all randomness.
         pool: The only runs that can be bought, or None: any feasible mixture at any rung.
+        predictor: What is known before any run, such as the MDE, or None.
     """
 
     constraints: Constraints
@@ -45,6 +46,15 @@ class Task:
     objective: Objective
     seed: int
     pool: Pool | None = None
+    predictor: Predictor | None = None
+
+    @property
+    def searched(self) -> dict[str, Any]:
+        """What every baseline is told: all but the predictor."""
+        return {name: value for name, value in vars(self).items() if name != "predictor"}
+
+
+NEED_PREDICTOR = frozenset({"mfbo+mde", "mde"})
 
 
 def names() -> tuple[str, ...]:
@@ -67,6 +77,25 @@ def _mfbo(task: Task) -> Optimizer:
     from .bayes import MultiFidelityOptimizer
 
     return MultiFidelityOptimizer(task.constraints, task.ladder, task.objective, None, task.seed, pool=task.pool)
+
+
+def _mfbo_mde(task: Task) -> Optimizer:
+    from .bayes import MultiFidelityOptimizer
+
+    known = _known(task, "mfbo+mde")
+    return MultiFidelityOptimizer(task.constraints, task.ladder, task.objective, known, task.seed, pool=task.pool)
+
+
+def _mde(task: Task) -> Optimizer:
+    from .rivals import PredictedOptimizer
+
+    return PredictedOptimizer(**task.searched, predictor=_known(task, "mde"))
+
+
+def _known(task: Task, name: str) -> Predictor:
+    if task.predictor is None:
+        raise ConfigError(f"{name} needs the experts' scores; give --scores, or choose mfbo")
+    return task.predictor
 
 
 def _two_step(task: Task) -> Optimizer:
@@ -101,35 +130,37 @@ def _climb(task: Task) -> Optimizer:
 def _screening(task: Task, label: str, learner: Learner, rounds: tuple[int, ...]) -> Optimizer:
     from .rivals import ScreeningOptimizer
 
-    return ScreeningOptimizer(**vars(task), label=label, learner=learner, rounds=rounds)
+    return ScreeningOptimizer(**task.searched, label=label, learner=learner, rounds=rounds)
 
 
 def _gp_ei(task: Task) -> Optimizer:
     from .botorch_rivals import ExpectedImprovementOptimizer
 
-    return ExpectedImprovementOptimizer(**vars(task))
+    return ExpectedImprovementOptimizer(**task.searched)
 
 
 def _admire(task: Task) -> Optimizer:
     from .botorch_rivals import EntropySearchOptimizer
 
-    return EntropySearchOptimizer(**vars(task))
+    return EntropySearchOptimizer(**task.searched)
 
 
 def _random(task: Task) -> Optimizer:
     from .baselines import RandomOptimizer
 
-    return RandomOptimizer(**vars(task))
+    return RandomOptimizer(**task.searched)
 
 
 def _sobol(task: Task) -> Optimizer:
     from .baselines import SobolOptimizer
 
-    return SobolOptimizer(**vars(task))
+    return SobolOptimizer(**task.searched)
 
 
 _MAKERS: dict[str, Callable[[Task], Optimizer]] = {
     "mfbo": _mfbo,
+    "mfbo+mde": _mfbo_mde,
+    "mde": _mde,
     "two-step": _two_step,
     "random": _random,
     "sobol": _sobol,

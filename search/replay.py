@@ -26,7 +26,7 @@ from mixopt.fidelity import Ladder
 from mixopt.mixture import Array, Mixture
 from mixopt.objective import Objective
 from mixopt.observation import History
-from mixopt.protocols import Optimizer
+from mixopt.protocols import Optimizer, Predictor
 from mixopt.runs_table import RunsTable
 
 from .catalog import Task, make
@@ -103,9 +103,9 @@ class Case:
         finite = self.target_values[np.isfinite(self.target_values)]
         return float(finite.mean() - self.best) if finite.max() > self.best else 0.0
 
-    def task(self, seed: int) -> Task:
-        """Return what an optimizer is told: the pool without any result."""
-        return Task(Constraints.simplex(self.table.domains), self.ladder, self.objective, seed, self.pool)
+    def task(self, seed: int, predictor: Predictor | None = None) -> Task:
+        """Return what an optimizer is told: the pool without any result, and what predicts it."""
+        return Task(Constraints.simplex(self.table.domains), self.ladder, self.objective, seed, self.pool, predictor)
 
     def recommendation_regret(self, mixture: Mixture) -> float:
         """Return the mean objective of a mixture's target rows minus the best, at least 0.
@@ -234,6 +234,7 @@ def replay(
     budget: float,
     max_decisions: int | None = None,
     until_best: bool = False,
+    predictor: Predictor | None = None,
 ) -> Replay:
     """Let the optimizer of this name search a case.
 
@@ -244,12 +245,13 @@ def replay(
         budget: Runs of the target rung, > 0.
         max_decisions: Purchases after which the replay ends as if the optimizer had stopped, or None.
         until_best: Whether to end once the best target row is measured: its regret stays 0.
+        predictor: For optimizers that use one, or None; what it cost is not charged.
 
     Raises:
         ConfigError: If the optimizer is unknown or the budget pays no row.
     """
     with _one_torch_thread():
-        made = make(optimizer, case.task(seed))
+        made = make(optimizer, case.task(seed, predictor))
         return play(made, case, budget=budget, max_decisions=max_decisions, until_best=until_best)
 
 

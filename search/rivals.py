@@ -23,12 +23,13 @@ from typing import Protocol
 import numpy as np
 
 from mixopt import seeding
+from mixopt.errors import ConfigError
 from mixopt.identity import fingerprint
 from mixopt.mixture import Array, Mixture
 from mixopt.objective import Objective
 from mixopt.observation import History, Role
 from mixopt.proposal import Prediction, Proposal, Recommendation
-from mixopt.protocols import Optimizer
+from mixopt.protocols import Optimizer, Predictor
 
 from . import loglinear
 from .baselines import Baseline, Rows, complete_runs, fit_trees
@@ -266,6 +267,51 @@ class ScreeningOptimizer(Baseline):
             while len(self._memory) > _REMEMBERED:
                 self._memory.popitem(last=False)
         return self._memory[key]
+
+
+@dataclass(frozen=True, eq=False)
+class PredictedOptimizer(Baseline):
+    """Target runs in the order a predictor ranks them, which learns nothing from them.
+
+    Attributes:
+        predictor: Knows every column of the objective.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+
+    predictor: Predictor = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [name for name in self.objective.columns if name not in self.predictor.columns]
+        if unknown:
+            raise ConfigError(f"mde cannot predict {', '.join(unknown)}: the experts have no scores for it; score them")
+
+    @property
+    def name(self) -> str:
+        """`mde`."""
+        return "mde"
+
+    def propose(self, history: History, num: int, *, budget: float) -> Sequence[Proposal]:
+        """Return the target runs with the best prediction."""
+        rows = self.at(self.left(history), self.ladder.target.name)
+        ranked = rows[np.argsort(self._values(self.candidates.weights[rows]), kind="stable")]
+        return self.buy(ranked, num, budget=budget, reason="best predicted target run left")
+
+    def guess(self, history: History) -> Recommendation:
+        """Return the target candidate with the best prediction."""
+        targets = self.candidates.targets(self.ladder)
+        values = self._values(targets)
+        mixture = Mixture(self.constraints.domains, targets[int(values.argmin())])
+        reason = f"best prediction among {len(targets)} mixtures"
+        return Recommendation(
+            mixture, self.ladder.target.name, {"objective": float(values.min())}, {}, None, (), self.name, reason
+        )
+
+    def _values(self, weights: Array) -> Array:
+        columns = self.predictor.predict(weights)
+        return self.objective.value(dict(zip(self.predictor.columns, columns.T, strict=True)))
 
 
 def _arrays(runs: History, objective: Objective, domains: tuple[str, ...]) -> tuple[Array, dict[str, Array]]:

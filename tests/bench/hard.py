@@ -17,7 +17,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from mixopt.experiments.benchmarks import Benchmark, paired, run_all
+from mixopt.experiments.benchmarks import Benchmark, Ground, paired, run_all
 from mixopt.layouts import read_regmix
 from mixopt.search.hard import HARD_CASES, TARGET, TWISTS, at_rung, hard_case, twisted
 
@@ -74,7 +74,7 @@ def judge(name, draw, options):
         for part, optimizers in ((table, (OURS, *RIVALS)), (at_rung(table, target), (ALONE,))):
             names = [OURS if one == ALONE else one for one in optimizers]
             settings = Benchmark(target, {"all": objective}, names, (seed,), BUDGET, until_best=True)
-            done = run_all(part, settings.jobs(part), cache=options.cache)
+            done = run_all(Ground(part), settings.jobs(Ground(part)), cache=options.cache)
             for optimizer, result in zip(optimizers, done, strict=True):
                 results[optimizer].append(result)
     cells, good = [], True

@@ -135,7 +135,7 @@ class Bench:
         self.files, self.config = files, evaluator.models[header.ladder.target.model]
         self.steps = {self.config.num_steps(rung.num_tokens): rung.name for rung in header.ladder}
         self.shards = {name: TokenShard(files.tokens / folder) for name, folder in evaluator.shards.items()}
-        self.texts = evaluator.rows(files, self.config)
+        self.texts = {name: on.rows for name, on in evaluator.measured(files, self.config).items()}
         self.questions = Questions(files)
         self.data = [evaluator.data, evaluator.tokenizer, self.questions.shard.meta["fingerprint"]]
 

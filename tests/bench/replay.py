@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mixopt import seeding
-from mixopt.experiments.benchmarks import Benchmark, pooled, random_objectives, run_all, summarize
+from mixopt.experiments.benchmarks import Benchmark, Ground, pooled, random_objectives, run_all, summarize
 from mixopt.layouts import read_regmix
 from mixopt.objective import Objective
 from mixopt.search import catalog
@@ -149,7 +149,7 @@ def usable(names):
 
 
 def replayed(table, settings, options):
-    jobs, start = settings.jobs(table), time.monotonic()
+    jobs, start = settings.jobs(Ground(table)), time.monotonic()
 
     def done(result):
         job, score = result.job, result.replay.score
@@ -159,7 +159,7 @@ def replayed(table, settings, options):
             file=sys.stderr, flush=True,
         )  # fmt: skip
 
-    return run_all(table, jobs, workers=options.workers, cache=options.cache, done=done)
+    return run_all(Ground(table), jobs, workers=options.workers, cache=options.cache, done=done)
 
 
 def tables(results, settings):

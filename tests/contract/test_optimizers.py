@@ -46,7 +46,7 @@ TREES = ("regmix", "regmix-128", "regmix-512", "climb")  # need the extra with L
 OBJECTIVE_ONLY = (*TREES, "gp-ei", "admire")  # model the objective itself, not its columns
 TWINS = ("regmix-128", "regmix-512")  # regmix with another number of runs
 SLOW = ("admire",)  # looks at every rung of 1024 mixtures; test_rivals.py has it without a pool
-RIVALS = [name for name in catalog.names() if name not in ("mfbo", *TWINS, *SLOW)]
+RIVALS = [name for name in catalog.names() if name not in ("mfbo", *TWINS, *SLOW, *catalog.NEED_PREDICTOR)]
 OPTIMIZERS = {f.__name__: f for f in (with_predictor, without_predictor)} | {n: of_catalog(n) for n in RIVALS}
 
 
@@ -262,7 +262,7 @@ def test_permuted_domains_permute_the_recommendation_of_the_predictor_alone(expr
 
 # --- in a pool ---------------------------------------------------------------
 
-IN_POOL = [name for name in catalog.names() if name not in ("sobol", *TWINS)]
+IN_POOL = [name for name in catalog.names() if name not in ("sobol", *TWINS, *catalog.NEED_PREDICTOR)]
 
 
 @pytest.fixture(params=IN_POOL)

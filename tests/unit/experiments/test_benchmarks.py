@@ -8,6 +8,7 @@ import pytest
 from mixopt import ConfigError, MixoptError
 from mixopt.experiments.benchmarks import (
     Benchmark,
+    Ground,
     Result,
     decision_rows,
     notes,
@@ -30,7 +31,7 @@ def a_table():
 
 
 def a_result(optimizer, seed, cost, label="all", stopped="budget"):
-    job = replace(SETTINGS.jobs(a_table())[0], optimizer=optimizer, seed=seed, label=label)
+    job = replace(SETTINGS.jobs(Ground(a_table()))[0], optimizer=optimizer, seed=seed, label=label)
     score = Score(cost, cost < 10, cost / 20, 0.0 if cost < 10 else 0.5)
     decision = Decision(1, "r0", "top", 1.0, 1.0, None, 0.5, 0.25, 0.1)
     return Result(job, Replay((decision,), score, 0.25, {"top": seed}, stopped))
@@ -41,16 +42,16 @@ def results_in(folder):
 
 
 def test_a_finished_replay_is_not_done_again(tmp_path):
-    table, jobs = a_table(), SETTINGS.jobs(a_table())
-    first = run_all(table, jobs, cache=tmp_path)
+    table, jobs = a_table(), SETTINGS.jobs(Ground(a_table()))
+    first = run_all(Ground(table), jobs, cache=tmp_path)
     times = [path.stat().st_mtime_ns for path in results_in(tmp_path)]
-    assert run_all(table, jobs, cache=tmp_path) == first
+    assert run_all(Ground(table), jobs, cache=tmp_path) == first
     assert [path.stat().st_mtime_ns for path in results_in(tmp_path)] == times
     assert len(times) == 3
 
 
 def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path):
-    table, jobs, seen = a_table(), SETTINGS.jobs(a_table()), []
+    table, jobs, seen = a_table(), SETTINGS.jobs(Ground(a_table())), []
 
     class StopError(Exception):
         pass
@@ -59,30 +60,30 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path):
         raise StopError
 
     with pytest.raises(StopError):
-        run_all(table, jobs, cache=tmp_path, done=stop_after_one)
+        run_all(Ground(table), jobs, cache=tmp_path, done=stop_after_one)
     (kept,) = results_in(tmp_path)
     before = kept.stat().st_mtime_ns
-    resumed = run_all(table, jobs, cache=tmp_path, done=seen.append)
+    resumed = run_all(Ground(table), jobs, cache=tmp_path, done=seen.append)
     assert kept.stat().st_mtime_ns == before
     assert [r.job.seed for r in seen] == [r.job.seed for r in resumed] == [0, 1, 2]
 
 
 def test_a_damaged_result_is_done_again(tmp_path):
-    table, jobs = a_table(), SETTINGS.jobs(a_table())
-    first = run_all(table, jobs, cache=tmp_path)
+    table, jobs = a_table(), SETTINGS.jobs(Ground(a_table()))
+    first = run_all(Ground(table), jobs, cache=tmp_path)
     results_in(tmp_path)[0].write_text("{}")
-    again = run_all(table, jobs, cache=tmp_path)
+    again = run_all(Ground(table), jobs, cache=tmp_path)
     assert [r.replay.score for r in again] == [r.replay.score for r in first]
 
 
 def test_without_a_cache_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_all(a_table(), SETTINGS.jobs(a_table()))
+    run_all(Ground(a_table()), SETTINGS.jobs(Ground(a_table())))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_results_hold_plain_finite_numbers_only(tmp_path):
-    run_all(a_table(), SETTINGS.jobs(a_table()), cache=tmp_path)
+    run_all(Ground(a_table()), SETTINGS.jobs(Ground(a_table())), cache=tmp_path)
     value = json.loads(results_in(tmp_path)[0].read_text())["value"]
     assert Replay.from_json(value).to_json() == value
 
@@ -102,12 +103,12 @@ def test_results_hold_plain_finite_numbers_only(tmp_path):
 def test_every_setting_makes_another_job(change):
     table, base = hard_case("nested", 0), replace(SETTINGS, seeds=range(1))
     changed = replace(base, **change)
-    assert changed.jobs(table)[0].fingerprint != base.jobs(table)[0].fingerprint
-    assert base.jobs(table)[0].fingerprint == base.jobs(table)[0].fingerprint
+    assert changed.jobs(Ground(table))[0].fingerprint != base.jobs(Ground(table))[0].fingerprint
+    assert base.jobs(Ground(table))[0].fingerprint == base.jobs(Ground(table))[0].fingerprint
 
 
 def test_the_label_of_an_objective_is_no_part_of_a_job():
-    one, other = (replace(SETTINGS, objectives={label: "loss/c0"}).jobs(a_table())[0] for label in ("a", "b"))
+    one, other = (replace(SETTINGS, objectives={label: "loss/c0"}).jobs(Ground(a_table()))[0] for label in ("a", "b"))
     assert one.fingerprint == other.fingerprint
 
 
@@ -205,16 +206,16 @@ def test_notes_name_constant_objectives_and_caps():
         ("a", "b"), ("r", "s"), ("top", "top"), np.array([[0.2, 0.8], [0.7, 0.3]]), {"loss/x": np.ones(2)}, np.ones(2)
     )
     settings = replace(SETTINGS, objectives={"flat": "loss/x"}, seeds=range(1), budget=2.0, max_decisions=1)
-    jobs = settings.jobs(table)
-    said = notes(table, jobs, run_all(table, jobs))
+    jobs = settings.jobs(Ground(table))
+    said = notes(table, jobs, run_all(Ground(table), jobs))
     assert said[0] == "flat: all runs at top have the same objective, so every regret is 0"
     assert said[1] == "random: 1 replays ended at the cap of 1 decisions, before the budget was spent"
 
 
 def test_a_replay_that_breaks_ends_the_benchmark_with_its_name():
-    job = replace(SETTINGS.jobs(a_table())[0], expression={"loss/c0": "much"})
+    job = replace(SETTINGS.jobs(Ground(a_table()))[0], expression={"loss/c0": "much"})
     with pytest.raises(MixoptError, match="replay of random on all with seed 0 failed"):
-        run_all(a_table(), [job])
+        run_all(Ground(a_table()), [job])
 
 
 @pytest.mark.parametrize(
@@ -227,4 +228,4 @@ def test_a_replay_that_breaks_ends_the_benchmark_with_its_name():
 )
 def test_wrong_settings_are_refused_before_anything_runs(change, message):
     with pytest.raises(ConfigError, match=message):
-        replace(SETTINGS, **change).jobs(a_table())
+        replace(SETTINGS, **change).jobs(Ground(a_table()))

@@ -1,6 +1,7 @@
 """The table of our own proxies with accuracies: its shape, and replays that are judged on accuracies."""
 
 import csv
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -37,12 +38,12 @@ def test_loss_on_a_text_is_the_evaluators_and_accuracy_counts_the_likeliest_toke
     rows = ScoringRows.cut(write_shard(tmp_path / "a", num_docs=3), 16)
     model = ProxyStack(small_config(), 1).initialize([torch.Generator().manual_seed(0)])
     assert on_text(model, rows)[0] == pytest.approx(-score(model, rows).mean(dtype=np.float64), rel=1e-6)
-    asked = [ScoringRows(rows.inputs, np.full_like(rows.targets, token), rows.mask) for token in range(VOCAB)]
+    asked = [replace(rows, targets=np.full_like(rows.targets, token)) for token in range(VOCAB)]
     best = np.concatenate([score(model, one) for one in asked]).argmax(0)
     for shift, accuracy in ((0, 1.0), (1, 0.0)):
         targets = rows.targets.copy()
         targets[rows.mask] = (best + shift) % VOCAB
-        assert on_text(model, ScoringRows(rows.inputs, targets, rows.mask))[1] == accuracy
+        assert on_text(model, replace(rows, targets=targets))[1] == accuracy
 
 
 def test_options_are_compared_per_token():
