@@ -200,7 +200,7 @@ class SearchConfig(_Section):
     )
     mixtures: str | None = Field(
         None,
-        description="table of run, fidelity, weight/<domain>: runs that listed trains in order, or that others choose from",
+        description="table of runs, mixtures and rungs that listed trains in order, or that others choose from",
     )
     batch_size: int = Field(6, ge=1, description="trials proposed at a time")
     budget: float = Field(
