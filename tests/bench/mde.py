@@ -25,6 +25,7 @@ import torch
 from scipy.stats import spearmanr
 
 from mixopt import seeding
+from mixopt.blocks import PLAIN, Temper
 from mixopt.choices import beats_chance, chance
 from mixopt.constraints import Constraints
 from mixopt.experiments import public
@@ -43,7 +44,7 @@ from mixopt.search.replay import Case, play
 from mixopt.search.surrogate import Surrogate
 from mixopt.sheet import read_sheet
 from mixopt.storage import write_text
-from mixopt.temper import GRID, fit_temper
+from mixopt.temper import fit_temper
 
 TOP, SEEDS, QUANTILE = "top", 3, 1.645
 TARGETS = ("loss/jargon", "loss/world_facts", "loss/python_heldout")  # what the quickstart minimizes the mean of
@@ -51,6 +52,8 @@ TASKS = ("mc_order", "mc_facts", "mc_cloze")
 QUESTIONS = {"mc_order": 500, "mc_facts": 200, "mc_cloze": 100}
 SIZES = (4, 8, 16)
 BUDGET, NUM_OBJECTIVES = 24.0, 6
+TAUS, CAPS = (0.001, 0.003, 0.01, 0.1, 1.0), (np.inf, 1.0, 0.2)
+TEMPERS = (PLAIN, *(Temper(tau, cap) for tau in TAUS for cap in CAPS))
 RIDGE = np.logspace(-4, 3, 15)
 
 
@@ -333,42 +336,30 @@ METHODS = {
 def prefix(options):
     """Does a weight that follows the prefix predict trained mixtures better? Held-out mixtures, single runs."""
     weights, seen = at_top()
-    chosen, gains, by_tau = [], [], {tau: [] for tau in GRID}
+    chosen, gains, found = [], [], {temper: [] for temper in TEMPERS}
     for split in range(options.splits):
         seed = split % SEEDS
         order = seeding.generator(split, "bench", "prefix").permutation(len(weights))
         train, test = order[:8], order[8:]
-        mde = experts(f"experts-{seed}-top")
         y = np.stack([seen[name][seed] for name in losses()], axis=1)
-        fit = fit_temper(mde, weights[train], y[train], losses())
-        chosen.append(fit.temper.tau)
-        for tau in GRID:
-            p = tempered(seed, tau)
-            shifted = p[test] + (y[train] - p[train]).mean(0)
-            by_tau[tau].append(judged(shifted, y[test]))
-        p = tempered(seed, fit.temper.tau)
-        gains.append(judged(p[test] + (y[train] - p[train]).mean(0), y[test])[1] - by_tau[0.0][-1][1])
-    lines = ["| temper | Spearman per set | RMSE after shift | targets | chosen |", "|---:|---:|---:|---:|---:|"]
-    lines += [
-        f"| {tau:g} | "
-        + " | ".join(spread(np.array(v)[:, i]) for i in range(3))
-        + f" | {chosen.count(tau)} of {len(chosen)} |"
-        for tau, v in by_tau.items()
-    ]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Temper fitted on 8 runs: RMSE minus that of plain MDE {np.mean(gains):+.4f} ± {np.std(gains, ddof=1) / np.sqrt(len(gains)):.4f}.",
-        ]
-    )
+        mde = experts(f"experts-{seed}-top")
+        fit = fit_temper(mde, weights[train], y[train], losses(), taus=TAUS, caps=CAPS)
+        for temper in TEMPERS:
+            p = tempered(seed, temper)
+            found[temper].append(judged(p[test] + (y[train] - p[train]).mean(0), y[test]))
+        chosen.append(fit.temper)
+        gains.append(found[fit.temper][-1][1] - found[PLAIN][-1][1])
+    lines = ["| temper, cap in nats | Spearman per set | RMSE after shift | targets | chosen |", "|---|---:|---:|---:|---:|"]
+    for temper, values in found.items():
+        cells = " | ".join(spread(np.array(values)[:, i]) for i in range(3))
+        lines.append(f"| {temper.tau:g}, {temper.cap:g} | {cells} | {chosen.count(temper)} of {len(chosen)} |")
+    error = np.std(gains, ddof=1) / np.sqrt(len(gains))
+    return "\n".join([*lines, "", f"Fitted on 8 runs: RMSE minus that of the plain MDE {np.mean(gains):+.4f} ± {error:.4f}."])
 
 
 @cache
-def tempered(seed, tau):
-    from mixopt.blocks import Temper
-
-    return experts(f"experts-{seed}-top").with_temper(Temper(tau)).predict(at_top()[0], losses())
+def tempered(seed, temper):
+    return experts(f"experts-{seed}-top").with_temper(temper).predict(at_top()[0], losses())
 
 
 # --- tasks --------------------------------------------------------------------
@@ -430,7 +421,7 @@ def links(options):
             truth = y.mean(0)[test]
             answers = seen["loss/mc_order"][seed][:, None]
             for label, x in (("link from all losses", text[seed]), ("link from the loss of the answers", answers)):
-                link = fit_link(x[train], y[seed][train], 0.25, num_questions=QUESTIONS["mc_order"])
+                link = fit_link(x[train], y[seed][train], chance=0.25, num_questions=QUESTIONS["mc_order"])
                 cells[label].append(safe_rank(link.predict(x[test])[0], truth))
             cells["mean text loss"].append(rank(-text[seed][test].mean(1), truth))
             for label, known in (("surrogate, no MDE", False), ("surrogate with MDE score", True)):
