@@ -146,6 +146,11 @@ class Benchmark:
     max_decisions: int | None = None
     until_best: bool = False
 
+    def columns(self, table: RunsTable) -> set[str]:
+        """Return all columns that an objective has."""
+        cases = (Case.of(table, self.target, expression) for expression in self.objectives.values())
+        return {column for case in cases for column in case.objective.columns}
+
     def jobs(self, ground: Ground) -> list[ReplayJob]:
         """Return the jobs on a table, optimizer by optimizer.
 

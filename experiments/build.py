@@ -36,6 +36,7 @@ from mixopt.study import Header, Study
 from mixopt.warm_start import WarmStart
 
 if TYPE_CHECKING:
+    from mixopt.blocks import Temper
     from mixopt.mde import MDE
     from mixopt.proxies.config import ProxyConfig
     from mixopt.proxies.evaluators import ProxyEvaluator
@@ -236,8 +237,12 @@ def _kl_reference(config: StudyConfig | ExternalConfig, header: Header) -> Mixtu
     return Mixture.natural(header.domains) if known else None
 
 
-def load_predictor(study: Study) -> MDE:
+def load_predictor(study: Study, *, all_tasks: bool = False) -> MDE:
     """Open the MDE of a study's finished experts.
+
+    Args:
+        study: The study.
+        all_tasks: Include tasks that are no part of the objective; they make a search several times slower.
 
     Raises:
         StudyError: If an expert or its scores are missing.
@@ -250,13 +255,22 @@ def load_predictor(study: Study) -> MDE:
     missing = [name for name in header.domain_names if name not in experts]
     if missing:
         raise StudyError(f"no finished expert for {', '.join(missing)}; run the study to train it")
-    names = [s.name for s in header.eval_sets]
+    used = set(study.objective.columns)
+    names = [s.name for s in header.eval_sets if all_tasks or s.kind == "text" or used.intersection(s.columns)]
     index = {name: (read_json(files.expert(name)) or {"scores": {}})["scores"] for name in header.domain_names}
     try:
         keys = [index[domain][name] for domain in header.domain_names for name in names]
     except KeyError as error:
         raise StudyError(f"experts have no scores on {error}; run the study to score them") from error
-    return MDE(header.domain_names, load_scores(files.scores, header.domain_names, eval_sets=names, keys=keys))
+    scores = load_scores(files.scores, header.domain_names, eval_sets=names, keys=keys)
+    return MDE(header.domain_names, scores, temper=_temper(header))
+
+
+def _temper(header: Header) -> Temper:
+    from mixopt.blocks import Temper
+
+    settings = header.settings.get("experts", {})
+    return Temper(settings.get("temper", 0.0), settings.get("cap") or math.inf)
 
 
 def open_optimizer(location: Location, study: Study) -> Optimizer:
@@ -264,7 +278,7 @@ def open_optimizer(location: Location, study: Study) -> Optimizer:
     if isinstance(location.study, ExternalConfig):
         return build_optimizer(location.study, study.objective, study.header, None)
     try:
-        predictor: Predictor | None = load_predictor(study)
+        predictor: Predictor | None = load_predictor(study, all_tasks=True)
     except StudyError as error:
         logger.warning("mde unavailable reason=%s; predictions do without it", error)
         predictor = None
@@ -296,6 +310,7 @@ def prepare(location: Location, progress: Callable[[str], None] = lambda _: None
         settings={
             "constraints": config.constraints.model_dump(mode="json"),
             "search": config.search.model_dump(mode="json"),
+            "experts": config.experts.model_dump(mode="json"),
         },
         warm_start=build_warm_start(config, ladder),
     )

@@ -73,9 +73,6 @@ def replay(
     from . import benchmarks, public
 
     runs = read_runs(public.resolve(table))
-    ground = benchmarks.Ground(runs)
-    if scores is not None:
-        ground = public.ground(runs, scores, experts_fidelity or target_fidelity, experts_seed)
     drawn = benchmarks.random_objectives(list(runs.columns), random_objectives, seed)
     objectives: dict[str, benchmarks.Expression] = {text: text for text in objective or []}
     if not objectives and not drawn:
@@ -86,6 +83,10 @@ def replay(
         target_fidelity, objectives | drawn, _names(optimizers), range(seed, seed + seeds), budget, max_decisions,
         until_best,
     )  # fmt: skip
+    ground = benchmarks.Ground(runs)
+    if scores is not None:
+        columns = settings.columns(runs)
+        ground = public.ground(runs, columns, scores, experts_fidelity or target_fidelity, experts_seed)
     jobs = settings.jobs(ground)
     with _progress(len(jobs)) as done:
         results = benchmarks.run_all(ground, jobs, workers=workers, cache=None if no_cache else cache, done=done)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mixopt.config import BUILTIN
 from mixopt.errors import ConfigError
 from mixopt.identity import fingerprint
 from mixopt.mde import MDE
+from mixopt.passages import TEXT
 from mixopt.runs_table import RunsTable
 from mixopt.scores_folder import load_scores
 
@@ -44,11 +46,12 @@ def resolve(path: Path) -> Path:
     return found
 
 
-def ground(table: RunsTable, scores: Path, fidelity: str, seed: int | None = None) -> Ground:
+def ground(table: RunsTable, columns: Iterable[str], scores: Path, fidelity: str, seed: int | None = None) -> Ground:
     """Return a table with what the scores of its experts predict.
 
     Args:
         table: Finished runs.
+        columns: What is minimized; tasks that are not among it are left out.
         scores: A scores folder, a run directory that has one, or a zipped one.
         fidelity: Rung of the experts.
         seed: Of the experts, where there are several.
@@ -57,7 +60,9 @@ def ground(table: RunsTable, scores: Path, fidelity: str, seed: int | None = Non
         StudyError: If scores are missing, damaged or do not belong together.
         MixtureError: If they are of other domains.
     """
-    mde = MDE(table.domains, load_scores(scores_folder(scores), table.domains, fidelity=fidelity, seed=seed))
+    used = set(columns)
+    known = load_scores(scores_folder(scores), table.domains, fidelity=fidelity, seed=seed)
+    mde = MDE(table.domains, [s for s in known if s.passages.kind == TEXT or used.intersection(s.passages.columns)])
     # What an optimizer sees of the scores are predictions of the pool's mixtures.
     content = fingerprint([mde.columns, np.round(mde.predict(table.weights), 9).tolist()])
     return Ground(table, mde, content, fidelity)

@@ -77,6 +77,9 @@ class ObjectiveConfig(_Section):
         description="one column, mean(...) or max(...) of columns or patterns, or {column: weight}"
     )
     unit: Literal["nats_per_token", "bits_per_byte"] = Field("bits_per_byte", description="unit of the losses inside")
+    allow_chance: bool = Field(
+        False, description="search even if no data expert beats guessing at a task whose accuracy is minimized over"
+    )
 
 
 class GroupConfig(_Section):
@@ -181,6 +184,10 @@ class ExpertsConfig(_Section):
     """Data experts."""
 
     fidelity: str | None = Field(None, description="rung whose experts feed the MDE; default the top rung")
+    temper: float = Field(
+        0.0, ge=0, le=1, description="how strongly the MDE's weights follow the text read so far; 0: not at all"
+    )
+    cap: float | None = Field(None, gt=0, description="most nats of evidence that the weights follow; default no limit")
 
 
 class EvaluationConfig(_Section):

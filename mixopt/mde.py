@@ -157,7 +157,8 @@ class MDE:
     def _measures(self, name: str, rows: Array) -> Measures:
         shares = []
         for block, questions in self._questions(name):
-            parts = [rows[first : first + _MIXTURES_AT_ONCE] for first in range(0, len(rows), _MIXTURES_AT_ONCE)]
+            starts = range(0, max(1, len(rows)), _MIXTURES_AT_ONCE)  # no mixtures are one empty part
+            parts = [rows[first : first + _MIXTURES_AT_ONCE] for first in starts]
             found = [questions.measures(self._option_scores(block, questions, part), self.sharpness) for part in parts]
             shares.append(choices.joined(found))
         return choices.added(shares)

@@ -236,7 +236,7 @@ def _exact_slopes(tile: _Tile, factors_TM: Array | None) -> Array:
     """Return the (M, K) share of tokens whose mixed values have no inverse in single precision, and drop them."""
     tokens, columns = np.nonzero(tile.mixed_TM < _LEAST_INVERTED)
     tile.mixed_TM[tokens, columns] = np.inf
-    totals = np.zeros(tile.weights.shape)
+    totals: Array = np.zeros(tile.weights.shape)
     step = max(1, _EXACT_AT_ONCE // totals.shape[1])
     for first in range(0, len(tokens), step):
         t, m = tokens[first : first + step], columns[first : first + step]

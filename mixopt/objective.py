@@ -34,6 +34,7 @@ class EvalSet:
         kind: `text` or `multiple_choice`.
         fingerprint: Content hash of text, tokenizer and selection.
         num_questions: Of a multiple-choice task.
+        chance: Accuracy of guessing at the task.
     """
 
     name: str
@@ -42,6 +43,7 @@ class EvalSet:
     kind: str = "text"
     fingerprint: str = ""
     num_questions: int = 0
+    chance: float = 0.0
 
     def __post_init__(self) -> None:
         check_name(self.name, "evaluation set")

@@ -24,6 +24,7 @@ from .protocols import Evaluator, Executor, Job, JobReport, NullWatch, Optimizer
 from .seeding import derive
 from .storage import read_json
 from .study import Header, Study
+from .trust import at_chance
 from .warm_start import WarmStart
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,13 @@ class _Service:
             self.watch.phase("experts", f"score {len(unscored)} experts on new evaluation sets")
             self._run_jobs([self._job([t], "score") for t in unscored])
         self._require_results(self.study.history())
+        noise = at_chance(self.study.history(), header.eval_sets, self.study.objective)
+        if noise and not header.objective.get("allow_chance"):
+            raise TrainingError(
+                f"no data expert beats guessing at {', '.join(noise)}: a search would follow noise. Minimize the loss of "
+                "the right options (loss/<task>) instead, use more questions or a longer ladder, or set "
+                "objective.allow_chance"
+            )
 
     def _search(self, optimizer: Optimizer) -> None:
         header = self.study.header

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 
+from .choices import beats_chance
 from .fidelity import Ladder
 from .mixture import Array
-from .objective import Objective
+from .objective import EvalSet, Objective
 from .observation import History, Role
 from .protocols import Predictor
 
@@ -103,6 +104,28 @@ def agreements(
     if objective is not None and all(name in values for name in objective.columns):
         values["objective"], predicted["objective"] = objective.value(values), objective.value(predicted)
     return tuple(_compare(name, rung, values[name], predicted[name]) for name in values)
+
+
+def at_chance(history: History, eval_sets: Iterable[EvalSet], objective: Objective) -> tuple[str, ...]:
+    """Say in words which tasks of an objective no data expert answers better than guessing.
+
+    A one-sided exact test of the best expert at its dearest rung, at the level 0.05
+    divided by the number of experts. Tasks that no expert was measured on are left out.
+    """
+    experts = {trial.id for trial in history.of(Role.EXPERT).trials}
+    seen = {o.trial: o for o in history.observations if o.trial in experts}  # the last is of the dearest rung
+    said = []
+    for task in eval_sets:
+        accuracies = [o.scores[task.name] for o in seen.values() if task.name in o.scores]
+        if f"score/{task.name}" not in objective.columns or not accuracies or not task.chance:
+            continue
+        options = np.full(task.num_questions, 1 / task.chance)
+        if not beats_chance(max(accuracies), options, level=0.05 / len(accuracies)):
+            said.append(
+                f"score/{task.name} (best of {len(accuracies)} experts {max(accuracies):.3f} on {task.num_questions} "
+                f"questions, guessing {task.chance:.3f})"
+            )
+    return tuple(said)
 
 
 def rank_interval(rank: float, num: int, level: float = LEVEL) -> tuple[float, float]:

@@ -145,6 +145,7 @@ def prepare_text(
                 s.meta.get("kind", "text"),
                 s.meta["fingerprint"],
                 s.meta.get("num_questions", 0),
+                s.meta.get("chance", 0.0),
             )
             for name, s in measured.items()
         ),

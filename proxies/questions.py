@@ -159,6 +159,7 @@ class TaskShard(TokenShard):
         meta = {
             "kind": KIND,
             "num_questions": len(questions),
+            "chance": float(np.mean(1 / num_options)),
             "num_docs": len(options),
             # Of the right options: what the loss of a task is the mean over.
             "num_tokens": sum(len(scored[i]) for i in right),

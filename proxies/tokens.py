@@ -26,7 +26,7 @@ from mixopt.errors import ConfigError
 from mixopt.identity import fingerprint
 from mixopt.mixture import Mixture
 from mixopt.seeding import derive, generator
-from mixopt.storage import atomic_path, read_json, write_json
+from mixopt.storage import atomic_path, read_json, save_array, write_json
 
 from .tokenizer import TextTokenizer
 
@@ -140,17 +140,6 @@ def spread(documents: Sequence[str], num_tokens: int, tokenizer: TextTokenizer) 
     count = min(len(documents), max(1, round(num_tokens / max(1.0, float(mean)))))
     positions = ((np.arange(count) + 0.5) * len(documents) / count).astype(int)
     return [documents[i] for i in positions], per_document
-
-
-def save_array(path: Path, array: NDArray[Any]) -> None:
-    """Write an array as .npy, atomically.
-
-    Raises:
-        ResourceError: If it cannot be written.
-    """
-    # For files open to write only numpy uses C's fwrite, whose errors do not say that the disk is full.
-    with atomic_path(path) as temporary, temporary.open("w+b") as file:
-        np.save(file, array)
 
 
 @contextmanager

@@ -204,7 +204,7 @@ class _Model:
         if runs.num_questions is not None:
             variance_SN += mean_SN * (1 - mean_SN) / runs.num_questions
         misfit_SN = np.square(runs.y_N - mean_SN) / variance_SN + np.log(2 * np.pi * variance_SN)
-        return self.log_prior(theta_SP) - 0.5 * misfit_SN.sum(axis=1)
+        return np.asarray(self.log_prior(theta_SP) - 0.5 * misfit_SN.sum(axis=1))
 
     def log_prior(self, theta_SP: Array) -> Array:
         """Return (S,) log prior densities."""

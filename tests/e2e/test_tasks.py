@@ -21,10 +21,10 @@ def questions(num=30):
     ]
 
 
-def with_task(root, rows):
+def with_task(root, rows, **objective):
     (root / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     quiz = {"path": "quiz.jsonl", "kind": "multiple_choice"}
-    objective = {"expression": {"loss/web": 1.0, "score/quiz": 0.5}, "unit": "bits_per_byte"}
+    objective = {"expression": {"loss/web": 1.0, "score/quiz": 0.5}, "unit": "bits_per_byte", **objective}
     return small_study(
         root,
         validation={"seeds": 0},
@@ -35,7 +35,7 @@ def with_task(root, rows):
 
 
 def test_an_accuracy_is_measured_predicted_and_part_of_the_objective(tmp_path):
-    done = mixopt("run", with_task(tmp_path, questions()), "--dir", tmp_path / "run", "--json")
+    done = mixopt("run", with_task(tmp_path, questions(), allow_chance=True), "--dir", tmp_path / "run", "--json")
     assert done.code == 0, done.err
     study = Study(tmp_path / "run")
     assert study.columns[-2:] == ("loss/quiz", "score/quiz")
@@ -56,3 +56,14 @@ def test_a_useless_question_is_named_before_anything_is_trained(tmp_path):
     assert answer.code == 2
     assert "eval_sets.quiz: question 4 has nothing in option 1" in answer.err
     assert not (tmp_path / "run" / "study.jsonl").exists()
+
+
+def test_a_task_at_which_every_expert_guesses_is_not_searched_on(tmp_path):
+    # Both options are the same words, so that nobody can know.
+    rows = [{"text": "def main():", "options": ["return self", "return self"], "answer": i % 2} for i in range(40)]
+    answer = mixopt("run", with_task(tmp_path, rows), "--dir", tmp_path / "run")
+    assert answer.code == 1
+    assert "no data expert beats guessing at score/quiz (best of 2 experts 0.500 on 40 questions" in answer.err
+    assert not (tmp_path / "run" / "mixture.yaml").exists()
+    allowed = mixopt("run", with_task(tmp_path, rows, allow_chance=True), "--dir", tmp_path / "run")
+    assert allowed.code == 0, allowed.err

@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from mixopt import History, Ladder, Mixture, Objective, Observation, Role, Trial
-from mixopt.trust import NOT_TRUSTED, TRUSTED, UNCLEAR, agreements, rank_interval, spearman
+from mixopt.objective import EvalSet
+from mixopt.trust import NOT_TRUSTED, TRUSTED, UNCLEAR, agreements, at_chance, rank_interval, spearman
 
 NAMES = ("a", "b", "c")
 LADDER = Ladder.from_flops([("low", "m", 1, 10, 1.0), ("top", "m", 1, 40, 4.0)], 0.05)
@@ -139,3 +140,37 @@ def test_units_rescale_levels_and_leave_ranks_and_verdict():
     other = row.in_units(2.0)
     assert (other.shift, other.error, other.spread) == (2 * row.shift, 2 * row.error, 2 * row.spread)
     assert (other.rank, other.low, other.verdict) == (row.rank, row.low, row.verdict)
+
+
+# --- tasks at chance ----------------------------------------------------------
+
+
+def on_a_task(*accuracies, role=Role.EXPERT):
+    mixture = Mixture.uniform(("a", "b"))
+    trials = [Trial(f"t{i}", role, mixture, "top", i, "test", label=f"d{i}") for i in range(len(accuracies))]
+    seen = [Observation(f"t{i}", "top", {"quiz": 2.0}, {"quiz": a}) for i, a in enumerate(accuracies)]
+    return History(tuple(trials), tuple(seen))
+
+
+QUIZ = EvalSet("quiz", 100, 400, "multiple_choice", "f", num_questions=200, chance=0.25)
+ON_QUIZ = Objective.parse("score/quiz", QUIZ.columns)
+
+
+def test_a_task_that_one_expert_clearly_beats_may_be_searched_on():
+    assert at_chance(on_a_task(0.25, 0.24, 0.40), [QUIZ], ON_QUIZ) == ()
+
+
+def test_a_task_at_which_all_guess_is_named_with_its_numbers():
+    (said,) = at_chance(on_a_task(0.25, 0.29, 0.22), [QUIZ], ON_QUIZ)
+    assert said == "score/quiz (best of 3 experts 0.290 on 200 questions, guessing 0.250)"
+
+
+def test_the_best_of_many_experts_must_be_better_to_beat_chance():
+    # 62 of 200: 0.03 by guessing, so enough for one expert and not for eight.
+    assert at_chance(on_a_task(0.31), [QUIZ], ON_QUIZ) == ()
+    assert at_chance(on_a_task(0.31, *[0.25] * 7), [QUIZ], ON_QUIZ) != ()
+
+
+def test_only_accuracies_of_the_objective_measured_on_experts_are_tested():
+    assert at_chance(on_a_task(0.25), [QUIZ], Objective.parse("loss/quiz", QUIZ.columns)) == ()
+    assert at_chance(on_a_task(0.25, role=Role.SEARCH), [QUIZ], ON_QUIZ) == ()

@@ -18,9 +18,9 @@ from mixopt.proxies.checkpoint import load_states, save_states
 from mixopt.proxies.evaluators import ProxyEvaluator, resolve_device
 from mixopt.proxies.optim import initial_state
 from mixopt.proxies.scoring import ScoringRows, score
-from mixopt.proxies.tokens import TokenShard, save_array
+from mixopt.proxies.tokens import TokenShard
 from mixopt.proxies.train import restore_average
-from mixopt.storage import RunDirectory
+from mixopt.storage import RunDirectory, save_array
 
 from .builders import CPU, shards, small_config, write_shard
 
