@@ -39,6 +39,9 @@ class Predictor(Protocol):
     def gradient(self, weights: Array) -> Array:
         """Return (M, J, K) derivatives of `predict` with respect to the weights."""
 
+    def num_tokens(self, column: str) -> int:
+        """Return how many tokens a column is a mean over; its errors grow as they get fewer."""
+
 
 class Optimizer(Protocol):
     """Decides what to train next; a pure function of the history and its settings."""

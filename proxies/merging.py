@@ -105,6 +105,10 @@ class MergedWeights:
             parts.append(np.stack([self._slopes(model, rows) for rows in self.rows.values()], axis=1))
         return np.concatenate(parts)
 
+    def num_tokens(self, column: str) -> int:
+        """Return the tokens that a loss is the mean over."""
+        return int(self.rows[column.removeprefix("loss/")].mask.sum())
+
     def _merged(self, weights: Array) -> Iterator[ProxyStack]:
         """Yield the models of up to eight mixtures at a time."""
         rows = np.atleast_2d(np.asarray(weights, dtype=np.float64))

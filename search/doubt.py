@@ -1,16 +1,18 @@
 """Whether a column is better off without the predictor: the evidence of the runs so far.
 
 A predictor's ranking is mostly right; where it is not, a prior mean that misleads costs
-more than one that says nothing. Both processes predict every mixture from all the
-others, experts' runs included where the predictor is not used, and the predictor goes
-only if it is clearly worse: the sum of the differences of the log densities must exceed
-a margin and its own noise. Whole mixtures are left out, all their rungs and seeds at
-once: a run left out alone is told by its siblings, whatever the prior mean.
+more than one that says nothing. Three answers, by its correlation with what was measured:
 
-Density alone is not enough: a process learns to expect little of a misleading prior
-mean and then predicts well near what was measured, while far from it the search still
-follows the prior mean. So runs that do not correlate with what was predicted turn the
-burden of proof round; and where they correlate well, no rival is asked for.
+    sound         kept, without asking further
+    misleading    dropped: surely not even half right, such as of the wrong sign
+    in between    dropped if without it mixtures are clearly better predicted
+
+In between, both processes predict every mixture from all the others, experts' runs
+included where the predictor is not used; the sum of the differences of their log
+densities must exceed a margin and its own noise. Whole mixtures are left out, all their
+rungs and seeds at once: a run left out alone is told by its siblings, whatever the prior
+mean. Density alone is not enough: a process soon learns to expect little of a misleading
+prior mean near what was measured, while the search follows it away from there.
 
     N rows, G mixtures
 """
@@ -27,11 +29,13 @@ from mixopt.mixture import Array
 
 from .gp import Posterior
 
-FEWEST_MIXTURES = 8  # the initial design of a small study is over, and 8 differences have a spread
+FEWEST_TO_CORRELATE = 5  # mixtures at one rung
+FEWEST_TO_COMPARE = 8  # mixtures; so many differences have a spread
+SOUND = 0.7  # correlation with measured values, half of the variance; of the MDE it is 0.8 to 0.97 (PROXIES 5)
+USEFUL = 0.5
+QUANTILE = 1.645  # two-sided 90%
 MARGIN = 3.0  # nats: 20 to 1
 STANDARD_ERRORS = 2.0
-SOUND = 0.7  # correlation with measured values, half of the variance; of the MDE it is 0.8 to 0.97 (PROXIES 5)
-MISLEADING = 0.2  # from 8 mixtures a correlation of 0.9 shows less than this in 1 of 400 cases
 
 
 def correlation(values: Array, predicted: Array, rungs: Array) -> float:
@@ -47,6 +51,17 @@ def _within(values: Array, rungs: Array) -> Array:
     for rung in np.unique(rungs):
         centered[rungs == rung] -= centered[rungs == rung].mean()
     return centered
+
+
+def is_misleading(correlation_: float, num: int) -> bool:
+    """Whether the correlation over `num` mixtures is surely not useful: its 90% interval ends below 0.5.
+
+    Of five mixtures with a true correlation of 0.9, 1 in 400 looks like that. The
+    interval is Fisher's (1921).
+    """
+    if num < FEWEST_TO_CORRELATE:
+        return False
+    return math.atanh(max(-0.999, min(0.999, correlation_))) + QUANTILE / math.sqrt(num - 3) < math.atanh(USEFUL)
 
 
 def log_densities(posterior: Posterior, mixtures: Array, scale: float) -> dict[int, float]:
@@ -73,20 +88,18 @@ def log_densities(posterior: Posterior, mixtures: Array, scale: float) -> dict[i
     return found
 
 
-def is_worse(trusted: Mapping[int, float], rival: Mapping[int, float], *, misleading: bool = False) -> bool:
-    """Whether the first process should give way to the second.
+def is_worse(trusted: Mapping[int, float], rival: Mapping[int, float]) -> bool:
+    """Whether the first process clearly predicts worse than the second.
 
     Args:
         trusted: {mixture: log density} under the predictor.
         rival: Likewise without it; mixtures that only one knows do not count.
-        misleading: Whether runs do not even correlate with what is predicted. Then the
-            burden of proof is on the predictor: it gives way unless it is clearly better.
 
     Source: Vehtari, Gelman and Gabry 2017, arXiv:1507.04544, Section 5.2, for the
     standard error of the sum; the margin is ours.
     """
     gains = np.array([rival[mixture] - trusted[mixture] for mixture in trusted.keys() & rival.keys()])
-    if len(gains) < FEWEST_MIXTURES:
+    if len(gains) < FEWEST_TO_COMPARE:
         return False
-    bar = max(MARGIN, STANDARD_ERRORS * float(gains.std(ddof=1)) * math.sqrt(len(gains)))
-    return float(gains.sum()) > (-bar if misleading else bar)
+    error = float(gains.std(ddof=1)) * math.sqrt(len(gains))
+    return float(gains.sum()) > max(MARGIN, STANDARD_ERRORS * error)

@@ -18,6 +18,7 @@ done once per size. M mixtures, N observations, R rungs. Values are in column un
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from torch import Tensor
 from mixopt.errors import ConfigError
 from mixopt.identity import fingerprint
 from mixopt.mixture import Array
+from mixopt.passages import FEWEST_TOKENS
 
 from . import doubt, gp, links
 from .encoding import Encoded, Encoder, Evidence
@@ -265,8 +267,14 @@ class Surrogate:
         kernel = fit.kernel
         if len(self.evidence.positions) > 1:
             kernel = kernel.with_links(self._own_links(name))
-        spread = fit.spread * (1.0 if units.index is None else UNDERSTATED_BY_PREDICTOR)
+        spread = fit.spread * (1.0 if units.index is None else self._understated(name))
         return Column(name, units, gp.Posterior(kernel, rows, values, known), spread)
+
+    def _understated(self, name: str) -> float:
+        """Return the factor on standard deviations that a predictor asks for: what is measured on few tokens errs more."""
+        assert self.encoder.predictor is not None
+        few = FEWEST_TOKENS / max(1, self.encoder.predictor.num_tokens(name))
+        return UNDERSTATED_BY_PREDICTOR * max(1.0, math.sqrt(few))
 
     def _fit(self, name: str) -> Fit:
         if name not in self._fits:
@@ -295,15 +303,17 @@ class Surrogate:
             every: The same rows with those of experts.
             name: The column.
         """
-        fit = self._fit_to(chosen, name, self.encoder.index(name))
-        if fit.index is None or len(np.unique(self.evidence.mixtures[chosen])) < doubt.FEWEST_MIXTURES:
-            return fit
-        agreement = self._agreement(chosen, name)
-        if agreement >= doubt.SOUND:
+        evidence, index = self.evidence, self.encoder.index(name)
+        if index is None:
+            return self._fit_to(chosen, name, None)
+        agreement, num = self._agreement(chosen, name), _most_at_one_rung(evidence, chosen)
+        if doubt.is_misleading(agreement, num):
+            return self._fit_to(every, name, None)
+        fit = self._fit_to(chosen, name, index)
+        if agreement >= doubt.SOUND or len(np.unique(evidence.mixtures[chosen])) < doubt.FEWEST_TO_COMPARE:
             return fit
         rival = self._fit_to(every, name, None)
-        densities = self._densities(fit, chosen, name), self._densities(rival, every, name)
-        return rival if doubt.is_worse(*densities, misleading=agreement < doubt.MISLEADING) else fit
+        return rival if doubt.is_worse(self._densities(fit, chosen, name), self._densities(rival, every, name)) else fit
 
     def _agreement(self, chosen: Array, name: str) -> float:
         """Return the correlation of the predictor with the values of some rows."""
@@ -370,6 +380,12 @@ def refit_size(rungs: Array, target: int) -> int:
         if size <= REFIT_ALWAYS or grown:
             last, last_targets = size, targets
     return last
+
+
+def _most_at_one_rung(evidence: Evidence, chosen: Array) -> int:
+    """Return the number of mixtures at the rung that has most of them."""
+    pairs = np.unique(np.stack([evidence.rungs[chosen], evidence.mixtures[chosen]]), axis=1)
+    return int(np.bincount(pairs[0]).max(initial=0))
 
 
 def thinned(rungs: Array, chosen: Array) -> Array:

@@ -48,6 +48,7 @@ from mixopt.storage import write_text
 from mixopt.temper import fit_temper
 
 TOP, SEEDS, QUANTILE = "top", 3, 1.645
+TOO_LARGE = 1000  # nats: an exponential law that left the hull of its runs
 TARGETS = ("loss/jargon", "loss/world_facts", "loss/python_heldout")  # what the quickstart minimizes the mean of
 TASKS = ("mc_order", "mc_facts", "mc_cloze")
 QUESTIONS = {"mc_order": 500, "mc_facts": 200, "mc_cloze": 100}
@@ -537,6 +538,8 @@ def search(options):
 
 def spread(values, *, error=False):
     """Write mean ± standard deviation, or standard error."""
+    if np.mean(values) > TOO_LARGE:
+        return f"over {TOO_LARGE:,}"
     width = np.std(values, ddof=1) / (np.sqrt(len(values)) if error else 1) if len(values) > 1 else 0.0
     return f"{np.mean(values):.3f} ± {width:.3f}"
 

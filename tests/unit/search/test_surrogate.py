@@ -8,6 +8,7 @@ import torch
 
 from mixopt import Constraints, History, Ladder, Mixture, Observation, Role, Trial
 from mixopt.errors import ConfigError
+from mixopt.passages import FEWEST_TOKENS
 from mixopt.runs_table import RunsTable
 from mixopt.search import simplex
 from mixopt.search.encoding import Encoder, Evidence
@@ -164,6 +165,22 @@ def test_a_continuation_counts_as_the_same_trial():
     )
     evidence = Evidence.of(history, LADDER, PROBLEM.domains)
     assert evidence.groups.tolist() == [0.0, 0.0]
+
+
+class OnFewTokens(SyntheticPredictor):
+    """The same, measured on a quarter of the tokens that are enough."""
+
+    def num_tokens(self, column):
+        return FEWEST_TOKENS // 4
+
+
+def test_what_a_predictor_measures_on_few_tokens_is_half_as_sure():
+    history = finished(History(), trials(points(6, 0), "top"), SyntheticEvaluator(PROBLEM, LADDER))
+    (many, few) = (
+        asked(learned(history, of(PROBLEM)), "loss/e0", points(9, 1)) for of in (SyntheticPredictor, OnFewTokens)
+    )
+    assert few[0] == pytest.approx(many[0])
+    assert few[1] == pytest.approx(2 * many[1])
 
 
 @pytest.mark.parametrize("with_predictor", [True, False])
