@@ -76,7 +76,7 @@ bench-mde: setup-test
 	$(BIN)/python tests/bench/mde_speed.py
 	$(BIN)/python tests/bench/mde.py --out docs/benchmarks.md
 
-# Train that set anew: two CPU hours, resumable.
+# Train that set anew: one to two CPU hours, resumable.
 public-runs: setup-test
 	$(BIN)/python tests/bench/public_runs.py
 

@@ -29,7 +29,7 @@ from mixopt.mixture import Array
 
 from .gp import Posterior
 
-FEWEST_TO_CORRELATE = 5  # mixtures at one rung
+FEWEST_TO_CORRELATE = 4  # mixtures at one rung
 FEWEST_TO_COMPARE = 8  # mixtures; so many differences have a spread
 SOUND = 0.7  # correlation with measured values, half of the variance; of the MDE it is 0.8 to 0.97 (PROXIES 5)
 USEFUL = 0.5
@@ -56,7 +56,7 @@ def _within(values: Array, rungs: Array) -> Array:
 def is_misleading(correlation_: float, num: int) -> bool:
     """Whether the correlation over `num` mixtures is surely not useful: its 90% interval ends below 0.5.
 
-    Of five mixtures with a true correlation of 0.9, 1 in 400 looks like that. The
+    Of four mixtures with a true correlation of 0.9, 1 in 200 looks like that. The
     interval is Fisher's (1921).
     """
     if num < FEWEST_TO_CORRELATE:

@@ -4,7 +4,7 @@
 
 Trains 64 mixtures of the eight built-in domains, each on three seeds, eight data experts on
 three seeds, and eight experts forked from one seed model: 225 proxies of the quickstart's
-size at three nested rungs, about two CPU hours. Every run is a run of a mixopt study (role,
+size at three nested rungs, one to two CPU hours. Every run is a run of a mixopt study (role,
 rung, seed in its ledger), so the same command goes on after an interruption. Ends by writing
 the runs table, the thinned scores and their card to `--out`.
 
