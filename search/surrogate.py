@@ -7,7 +7,8 @@ predictor's ranking is right while its level is not (PROXIES 5 and 6), hence
     y(w, f) = m(w) + shift(f) + slope * (m(w) - mean m) + residual(w, f) + trial + noise
 
 in units of the column's scale: the spread of m over feasible mixtures. Without a
-predictor m = 0 and the scale is the spread of y within rungs. What a cheap rung knows
+predictor, or where the runs speak against it (`doubt.py`), m = 0 and the scale is the
+spread of y within rungs. What a cheap rung knows
 of the target is learned over several columns together (`links.py`).
 
 Hyperparameters are fitted to the first rows of a history, up to fixed sizes, and every
