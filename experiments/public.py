@@ -64,7 +64,7 @@ def ground(table: RunsTable, columns: Iterable[str], scores: Path, fidelity: str
     known = load_scores(scores_folder(scores), table.domains, fidelity=fidelity, seed=seed)
     mde = MDE(table.domains, [s for s in known if s.passages.kind == TEXT or used.intersection(s.passages.columns)])
     # What an optimizer sees of the scores are predictions of the pool's mixtures.
-    content = fingerprint([mde.columns, np.round(mde.predict(table.weights), 9).tolist()])
+    content = fingerprint([mde.columns, np.round(mde.predict(np.unique(table.weights, axis=0)), 9).tolist()])
     return Ground(table, mde, content, fidelity)
 
 
