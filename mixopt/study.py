@@ -166,6 +166,7 @@ class Study:
         self._trials: dict[str, tuple[Trial, int]] = {}
         self._observations: dict[tuple[str, str], tuple[Observation, int]] = {}
         self.told_columns: tuple[str, ...] = ()
+        self._histories: dict[bool, History] = {}  # of the events so far
         self._ledger: Ledger | _Memory = _Memory() if directory is None else Ledger(self.files.ledger)
         for event in self._ledger.read():
             self._apply(event)
@@ -228,6 +229,11 @@ class Study:
         Args:
             seeds: Include seed models; optimizers must not see them.
         """
+        if seeds not in self._histories:
+            self._histories[seeds] = self._history(seeds=seeds)
+        return self._histories[seeds]
+
+    def _history(self, *, seeds: bool) -> History:
         names = self.header.domain_names
         trials: list[Trial] = []
         order: dict[str, int] = {}
@@ -371,6 +377,7 @@ class Study:
     def _apply(self, event: dict[str, Any]) -> None:
         data = {key: value for key, value in event.items() if key not in ("type", "time", "crc")}
         version = len(self.headers) - 1
+        self._histories.clear()
         match event["type"]:
             case "study":
                 self.headers.append(Header.from_json(data))
