@@ -56,7 +56,7 @@ def _within(values: Array, rungs: Array) -> Array:
 def is_misleading(correlation_: float, num: int) -> bool:
     """Whether the correlation over `num` mixtures is surely not useful: its 90% interval ends below 0.5.
 
-    Of four mixtures with a true correlation of 0.9, 1 in 200 looks like that. The
+    Of four mixtures with a true correlation of 0.9, 1 in 400 looks like that. The
     interval is Fisher's (1921).
     """
     if num < FEWEST_TO_CORRELATE:
