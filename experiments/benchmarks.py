@@ -21,10 +21,11 @@ import numpy as np
 import mixopt
 from mixopt import search
 from mixopt.errors import ConfigError, MixoptError
-from mixopt.execution import RayExecutor, SerialExecutor
+from mixopt.execution import SerialExecutor
 from mixopt.fidelity import Ladder
 from mixopt.identity import file_fingerprint, fingerprint
 from mixopt.protocols import Predictor
+from mixopt.ray_executor import RayExecutor
 from mixopt.runs_table import RunsTable
 from mixopt.search import catalog
 from mixopt.search.replay import CAP_REACHED, Case, Replay, replay

@@ -378,7 +378,8 @@ def build_plan(location: Location, header: Header, evaluator: ProxyEvaluator) ->
 
 def build_executor(location: Location, evaluator: ProxyEvaluator) -> Executor:
     """Start the executor that the study file names."""
-    from mixopt.execution import RayExecutor, SerialExecutor
+    from mixopt.execution import SerialExecutor
+    from mixopt.ray_executor import RayExecutor
 
     run = location.config.run
     if run.executor == "serial":

@@ -90,7 +90,7 @@ def _space(location: build.Location) -> str:
 
 
 def _ray(address: str | None) -> str:
-    from mixopt.execution import probe_address
+    from mixopt.ray_executor import probe_address
 
     if not address:
         return "a local Ray is started with the first job"

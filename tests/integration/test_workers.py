@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mixopt import Mixture, Observation, Role, Status, Trial
-from mixopt.execution import ALLOCATOR_SETTINGS, RayExecutor
+from mixopt.ray_executor import ALLOCATOR_SETTINGS, RayExecutor
 from mixopt.protocols import Job, TrialResult
 
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
 }
 # Which files may open the door to a framework.
 DOORS = {
-    "ray": lambda path: path == "mixopt/execution.py",
+    "ray": lambda path: path == "mixopt/ray_executor.py",
     "mlflow": lambda path: path == "mixopt/tracking.py",
     "torch": lambda path: path.startswith(("proxies/", "search/")),
     "gpytorch": lambda path: path == "search/botorch_rivals.py",
