@@ -12,7 +12,7 @@ STUDY ?= experiments/studies/quickstart.yaml
 BIN := $(VENV)/bin
 LOG := $(VENV)/install.log
 
-.PHONY: run test setup setup-test check format bench bench-proxies bench-replay bench-hard bench-mde public-runs clean
+.PHONY: run test test-faults docs setup setup-test check format bench bench-proxies bench-replay bench-hard bench-mde public-runs clean
 
 run: setup
 	@$(BIN)/mixopt run $(STUDY)
@@ -48,6 +48,16 @@ check:
 format:
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Real damage on real Ray and MLflow, and 10,000 damaged files per reader (docs/reliability.md): under 15 minutes on two cores.
+test-faults: setup-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/property/test_study_machine.py -m ""
+	OMP_NUM_THREADS=1 FUZZ_INPUTS=10000 $(BIN)/python -m pytest tests/fuzz
+
+# The documentation as a site, in build/site; a link that leads nowhere is an error.
+docs: setup
+	@$(BIN)/python -m pip install --quiet -e '.[docs]' >> $(LOG) 2>&1 || { tail -n 20 $(LOG); exit 1; }
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Our own measurements; results are in docs/log.md.
 bench: setup

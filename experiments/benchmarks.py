@@ -20,7 +20,7 @@ import numpy as np
 
 import mixopt
 from mixopt import search
-from mixopt.errors import ConfigError, MixoptError
+from mixopt.errors import ConfigError, MixoptError, did_you_mean
 from mixopt.execution import SerialExecutor
 from mixopt.fidelity import Ladder
 from mixopt.identity import file_fingerprint, fingerprint
@@ -160,7 +160,9 @@ class Benchmark:
         """
         for name in self.optimizers:
             if name not in catalog.names():
-                raise ConfigError(f"unknown optimizer {name!r}; known are {', '.join(catalog.names())}")
+                raise ConfigError(
+                    f"unknown optimizer {name!r}{did_you_mean(name, catalog.names())}; known are {', '.join(catalog.names())}"
+                )
         for expression in self.objectives.values():
             case = Case.of(ground.table, self.target, expression)
             for name in {*self.optimizers} & catalog.NEED_PREDICTOR:

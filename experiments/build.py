@@ -17,6 +17,7 @@ from mixopt.config import (
     DomainConfig,
     EvalSetConfig,
     ExternalConfig,
+    RunConfig,
     SourceConfig,
     StudyConfig,
     dump_config,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from mixopt.proxies.prepare import PreparedText
     from mixopt.proxies.questions import TaskSource
     from mixopt.proxies.text import TextSource
+    from mixopt.ray_executor import Resources
     from mixopt.search.pool import Pool
 
 logger = logging.getLogger(__name__)
@@ -330,7 +332,9 @@ def prepare(location: Location, progress: Callable[[str], None] = lambda _: None
         threads=config.run.threads,
         checkpoint_seconds=config.run.checkpoint_seconds,
     )
-    if config.proxy.dtype == "bfloat16" and emulates_bfloat16(evaluator.resolved_device):
+    # The nodes of a cluster may have what this machine has not.
+    here = config.run.address is None
+    if here and config.proxy.dtype == "bfloat16" and emulates_bfloat16(evaluator.resolved_device):
         logger.warning("bfloat16 slow device=cpu reason=no AVX-512; proxy.dtype: float32 is several times faster here")
     return header, evaluator
 
@@ -384,10 +388,35 @@ def build_executor(location: Location, evaluator: ProxyEvaluator) -> Executor:
     run = location.config.run
     if run.executor == "serial":
         return SerialExecutor(evaluator, location.directory)
-    num_gpus = 1.0 if evaluator.resolved_device.type == "cuda" else 0.0
+    files = RunDirectory(location.directory)
     return RayExecutor(
-        evaluator, location.directory, workers=run.workers, address=run.address, num_cpus=run.threads, num_gpus=num_gpus
+        replace(evaluator),  # a fresh one, so that each node resolves `device` for itself
+        location.directory,
+        workers=run.workers,
+        resources=job_resources(run),
+        inputs=lambda job: evaluator.inputs(job, files),
     )
+
+
+def job_resources(run: RunConfig) -> Resources:
+    """Return what a job asks Ray for, and where."""
+    from mixopt.ray_executor import Resources
+
+    return Resources(
+        run.threads, _gpus_per_job(run), run.memory, run.address, run.storage, run.ship, run.autoscaling
+    )  # fmt: skip
+
+
+def _gpus_per_job(run: RunConfig) -> float | None:
+    """Return GPUs per job; None leaves it to what a cluster has, as the driver may have none."""
+    from mixopt.proxies.evaluators import resolve_device
+
+    if run.gpus is not None:
+        return run.gpus
+    if run.device == "auto" and run.address:
+        return None
+    kind = run.device if run.address else resolve_device(run.device).type
+    return 1.0 if kind.startswith("cuda") else 0.0
 
 
 def build_tracker(location: Location) -> Tracker:
@@ -403,8 +432,19 @@ def build_tracker(location: Location) -> Tracker:
 
 
 def save_config(location: Location) -> None:
-    """Keep the resolved study file in the run directory."""
-    write_text(RunDirectory(location.directory).config, dump_config(location.study))
+    """Keep the resolved study file in the run directory, without the secrets of its tracking URI."""
+    from mixopt.tracking import without_secrets
+
+    study = location.study
+    if isinstance(study, StudyConfig):
+        uri = without_secrets(study.run.tracking_uri)
+        if uri != study.run.tracking_uri:
+            logger.warning(
+                "password kept out of study.yaml uri=%s; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+                "or give --tracking-uri to later commands", uri,
+            )  # fmt: skip
+        study = study.model_copy(update={"run": study.run.model_copy(update={"tracking_uri": uri})})
+    write_text(RunDirectory(location.directory).config, dump_config(study))
 
 
 def _model_name(model: ProxyConfig, length: int | None) -> str:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixopt.errors import MixoptError
+from mixopt.errors import MixoptError, ResourceError
 from mixopt.storage import free_bytes
 
 from . import build
 
+_NODE_BYTES = 1e9
 _LIBRARIES = ("torch", "botorch", "gpytorch", "ray", "mlflow", "datasets", "tokenizers", "numpy")
 
 
@@ -64,9 +65,10 @@ def examine(location: build.Location | None) -> Iterator[Finding]:
 
 def _study(location: build.Location) -> Iterator[Finding]:
     run = location.config.run
-    yield _attempt("device", lambda: _device(run.device))
+    if run.address is None:
+        yield _attempt("device", lambda: _device(run.device))
     yield _attempt("space", lambda: _space(location))
-    yield _attempt("ray", lambda: _ray(run.address))
+    yield _attempt("ray", lambda: _ray(location))
     yield _attempt("tracking", lambda: _tracking(location))
     yield _attempt("text", lambda: _text(location))
 
@@ -89,22 +91,48 @@ def _space(location: build.Location) -> str:
     return "enough for the study's states and scores"
 
 
-def _ray(address: str | None) -> str:
-    from mixopt.ray_executor import probe_address
+def _ray(location: build.Location) -> str:
+    from mixopt.ray_executor import examine
 
-    if not address:
-        return "a local Ray is started with the first job"
-    probe_address(address)
-    return f"something listens at {address}"
+    run = location.config.run
+    if run.executor == "serial":
+        return "not used (run.executor: serial)"
+    if run.address is None:
+        wanted = run.gpus or 0.0
+        if wanted:
+            _device("cuda")
+        return "a Ray on this machine is started with the first job"
+    nodes = examine(build.job_resources(run), location.directory)
+    here = ".".join(map(str, sys.version_info[:3])), importlib.metadata.version("torch")
+    for node in nodes:
+        if (node.python, node.torch) != here:
+            raise ResourceError(
+                f"run.address: {node.host} has Python {node.python} and torch {node.torch or 'none'}, this machine "
+                f"{here[0]} and {here[1]}; results would differ by node: install the same"
+            )
+        if node.free_bytes < _NODE_BYTES:
+            raise ResourceError(f"run.address: {node.host} has {node.free_bytes / 1e9:.1f} GB free; free some")
+    seen = sum(node.sees for node in nodes)
+    return f"{len(nodes)} nodes at {run.address}, {seen} see the run directory (run.storage: {run.storage})"
 
 
 def _tracking(location: build.Location) -> str:
-    return str(getattr(build.build_tracker(location), "uri", "off"))
+    from mixopt.tracking import shown_uri
+
+    return shown_uri(getattr(build.build_tracker(location), "uri", "off"))
 
 
 def _text(location: build.Location) -> str:
+    from mixopt.study import Study
+
     header, _ = build.prepare(location)
-    return f"{len(header.domains)} domains, {sum(d.num_tokens for d in header.domains):,} tokens"
+    study = Study(location.directory)
+    study.check(header, accept_changes=False)
+    known = " as in the ledger" if study.headers else ""
+    return (
+        f"{len(header.domains)} domains, {sum(d.num_tokens for d in header.domains):,} tokens, tokenizer "
+        f"{header.tokenizer}{known}"
+    )
 
 
 def _library(name: str) -> Finding:

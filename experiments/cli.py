@@ -15,7 +15,19 @@ import typer
 import mixopt
 from mixopt.errors import ConfigError, MixoptError, MixtureError
 
-from . import cli_bench, cli_export, cli_external, cli_replay, cli_run, cli_runs, cli_show, cli_tools
+from . import (
+    cli_bench,
+    cli_export,
+    cli_export_mixture,
+    cli_external,
+    cli_replay,
+    cli_run,
+    cli_runs,
+    cli_serve,
+    cli_show,
+    cli_tools,
+)
+from .cli_examples import epilog
 
 app = typer.Typer(
     name="mixopt",
@@ -24,23 +36,26 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: mixopt init FOLDER. Completion in your shell: mixopt --install-completion.",
 )
 
-app.command("init")(cli_tools.init)
-app.command("check")(cli_run.check)
-app.command("run")(cli_run.run)
-app.command("status")(cli_show.status)
-app.command("predict")(cli_show.predict)
-app.command("suggest")(cli_external.suggest)
-app.command("tell")(cli_external.tell)
-app.command("report")(cli_show.report)
-app.command("convert")(cli_runs.convert)
-app.command("export-model")(cli_export.export_model)
-app.command("replay")(cli_replay.replay)
-app.command("bench")(cli_bench.bench)
-app.command("dashboard")(cli_tools.dashboard)
-app.command("sync")(cli_tools.sync)
-app.command("doctor")(cli_tools.doctor)
+app.command("init", epilog=epilog("init"))(cli_tools.init)
+app.command("check", epilog=epilog("check"))(cli_run.check)
+app.command("run", epilog=epilog("run"))(cli_run.run)
+app.command("status", epilog=epilog("status"))(cli_show.status)
+app.command("predict", epilog=epilog("predict"))(cli_show.predict)
+app.command("suggest", epilog=epilog("suggest"))(cli_external.suggest)
+app.command("tell", epilog=epilog("tell"))(cli_external.tell)
+app.command("serve", epilog=epilog("serve"))(cli_serve.serve)
+app.command("report", epilog=epilog("report"))(cli_show.report)
+app.command("convert", epilog=epilog("convert"))(cli_runs.convert)
+app.command("export", help=cli_export_mixture.help_text(), epilog=epilog("export"))(cli_export_mixture.export)
+app.command("export-model", epilog=epilog("export-model"))(cli_export.export_model)
+app.command("replay", epilog=epilog("replay"))(cli_replay.replay)
+app.command("bench", epilog=epilog("bench"))(cli_bench.bench)
+app.command("dashboard", epilog=epilog("dashboard"))(cli_tools.dashboard)
+app.command("sync", epilog=epilog("sync"))(cli_tools.sync)
+app.command("doctor", epilog=epilog("doctor"))(cli_tools.doctor)
 
 
 def _version(wanted: bool) -> None:

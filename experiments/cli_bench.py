@@ -36,10 +36,10 @@ def bench(
 
     Each result is kept per setting and seed, so the same command resumes.
     """
-    from mixopt.errors import ConfigError
+    from mixopt.errors import ConfigError, did_you_mean
 
     if name not in BENCHES:
-        raise ConfigError(f"NAME: expected one of {', '.join(BENCHES)}, got {name!r}")
+        raise ConfigError(f"NAME: expected one of {', '.join(BENCHES)}, got {name!r}{did_you_mean(name, BENCHES)}")
     module: Any = importlib.import_module(f".{BENCHES[name]}", __package__)
     result: dict[str, Any] = module.run(
         study or QUICKSTART, out=out or Path("runs/bench") / name, seeds=seeds, progress=_say

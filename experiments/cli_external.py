@@ -56,7 +56,7 @@ def suggest(
         suggestions = opened.ask(num, candidates=table)
     _write(suggestions, opened, out)
     wanted = opened.config.search.batch_size if num is None else num
-    why = _why_fewer(opened) if len(suggestions) < wanted and not pending else None
+    why = opened.why_fewer() if len(suggestions) < wanted and not pending else None
     if as_json:
         emit_json({"suggestions": [_plain(s) for s in suggestions], "out": out and str(out), "fewer_because": why})
         return
@@ -124,13 +124,6 @@ def _write(suggestions: Sequence[Suggestion], study: ExternalStudy, out: Path | 
         writer.writerows(zip(*(list(values) for values in columns.values()), strict=True))
     elif out is not None:
         write_sheet(out, columns)
-
-
-def _why_fewer(study: ExternalStudy) -> str:
-    left, cheapest = study.budget_left, study.cheapest
-    if left < cheapest:
-        return f"the budget is spent, {max(0.0, left):.3g} runs of the last rung are left and the cheapest costs {cheapest:.3g}"
-    return "no further run is affordable, open among the candidates, or worth search.price"
 
 
 def _plain(suggestion: Suggestion) -> dict[str, Any]:

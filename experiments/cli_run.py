@@ -153,16 +153,13 @@ def _conclude(
 
 @contextmanager
 def _interruptible(command: str) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into a clean stop that says how to go on."""
+    """Turn SIGINT and SIGTERM into a clean stop that says how to go on; a second one ends this process."""
+    from mixopt.stopping import INTERRUPTED, on_signals
 
-    def stop(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
+    notice = f"stopping: what runs is saved first; a second signal ends at once. Go on later with: {command}\n"
     try:
-        yield
+        with on_signals(signal.SIGINT, signal.SIGTERM, notice=notice):
+            yield
     except KeyboardInterrupt:
         typer.echo(f"interrupted; what finished is kept. Go on with: {command}", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        raise typer.Exit(INTERRUPTED) from None

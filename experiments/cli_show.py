@@ -193,7 +193,7 @@ def report(study: StudyArgument, directory: DirectoryOption = None, as_json: Jso
 
     location = build.locate(study, directory)
     ledger = Study(location.directory)
-    path = write_report(ledger, ledger.files.report, target_tokens=location.config.constraints.target_tokens)
+    path = write_report(ledger, ledger.files.report, target_tokens=location.study.constraints.target_tokens)
     if as_json:
         emit_json({"report": str(path)})
     else:

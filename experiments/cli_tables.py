@@ -17,10 +17,24 @@ from .comparison import UNIT_LABELS
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words: 45 s, 3.2 min, 1.5 h."""
+    """Return seconds in words: 45 s, 3.2 min, 1 h 12 min, 2 d 3 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 3570:
+        return f"{seconds / 60:.1f} min"
+    days, rest = divmod(round(seconds / 60), 1440)
+    hours, minutes = divmod(rest, 60)
+    parts = [(days, "d"), (hours, "h")] if days else [(hours, "h"), (minutes, "min")]
+    return " ".join(f"{count} {unit}" for count, unit in parts if count)
+
+
+def flop(count: float) -> str:
+    """Return a number of floating-point operations in words: 850 MFLOP, 3.4 PFLOP."""
+    prefixes = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
+    step = 0
+    while abs(count) >= 999.5 and step < len(prefixes) - 1:
+        count, step = count / 1000, step + 1
+    return f"{count:.3g} {prefixes[step]}FLOP"
 
 
 def plus_minus(mean: float | None, spread: float | None) -> str:
@@ -59,7 +73,7 @@ def check_tables(config: StudyConfig, header: Header, summary: dict[str, Any]) -
     yield Text(f"Proxy at the top rung: {params['total'] / 1e6:.2f}M parameters, {params['active'] / 1e6:.2f}M active")
     yield Text(
         f"Estimated training on this machine: {duration(estimate['process_seconds'])} of CPU time, "
-        f"{duration(estimate['wall_seconds'])} with {config.run.workers} workers ({estimate['flops']:.2g} FLOPs), "
+        f"{duration(estimate['wall_seconds'])} with {config.run.workers} workers ({flop(estimate['flops'])}), "
         f"from {estimate['from']}"
     )
     if summary["changed_costs"]:
@@ -73,11 +87,11 @@ def check_tables(config: StudyConfig, header: Header, summary: dict[str, Any]) -
 
 def _ladder_table(summary: dict[str, Any]) -> Table:
     seconds = summary["measured"]["seconds"] if summary["measured"] else {}
-    timed = ["CPU seconds here"] if seconds else []
-    table = _table("Ladder", "rung", "model", "tokens", "training FLOPs", "cost in top-rung runs", *timed)
+    timed = ["CPU time here"] if seconds else []
+    table = _table("Ladder", "rung", "model", "tokens", "training", "cost in top-rung runs", *timed)
     for item in summary["ladder"]:
-        row = [item["name"], item["model"], f"{item['tokens']:,}", f"{item['flops']:.2g}", f"{item['cost']:.3f}"]
-        table.add_row(*row, *([f"{seconds[item['name']]:g}"] if seconds else []))
+        row = [item["name"], item["model"], f"{item['tokens']:,}", flop(item["flops"]), f"{item['cost']:.3f}"]
+        table.add_row(*row, *([duration(seconds[item["name"]])] if seconds else []))
     return table
 
 
@@ -128,7 +142,7 @@ def _losses(study: Study, summary: dict[str, Any], unit: str) -> Iterator[Render
         measured.add_row(column, *(plus_minus(found[label]["mean"], found[label]["spread"]) for label in labels))
     yield measured
     from .comparison import compare
-    from .report import gain_sentences
+    from .sentences import gain_sentences
 
     for sentence in gain_sentences(study, compare(study)):
         yield Text(sentence)
@@ -145,3 +159,35 @@ def _places(location: Location, summary: dict[str, Any]) -> Iterator[RenderableT
     yield Text(f"Mixture    {files['mixture']}")
     yield Text(f"Report     {files['report']}")
     yield Text(f"Dashboard  mixopt dashboard {location.directory}")
+
+
+def proposal_tables(summary: dict[str, Any]) -> Iterator[RenderableType]:
+    """Yield what `mixopt init` prints."""
+    domains = _table(
+        "Domains, estimated from a sample", "name", "files", "MB", "documents", "tokens", "bytes/token", "column"
+    )
+    for item in summary["domains"]:
+        rate = "-" if item["bytes_per_token"] is None else f"{item['bytes_per_token']:.2f}"
+        counts = (f"{item['files']:,}", f"{item['bytes'] / 1e6:.1f}", f"{item['documents']:,}", f"{item['tokens']:,}")
+        domains.add_row(item["name"], *counts, rate, item["text"])
+    yield domains
+    rungs = _table("Ladder", "rung", "tokens", "training")
+    for item in summary["ladder"]:
+        rungs.add_row(item["name"], f"{item['tokens']:,}", flop(item["flops"]))
+    yield rungs
+    runs, estimate = summary["runs_at_top"], summary["estimated"]
+    parts = ", ".join(f"{value:g} {name}" for name, value in runs.items() if name != "total")
+    yield Text(
+        f"Runs: about {runs['total']:g} at the top rung ({parts}), {estimate['tokens_trained']:,.0f} tokens trained"
+    )
+    if estimate["process_seconds"] is None:
+        yield Text(f"Estimated training: {flop(estimate['flops'])}; the text is too short to time it")
+    else:
+        yield Text(
+            f"Estimated training on this machine: {duration(estimate['process_seconds'])} of CPU time, "
+            f"{duration(estimate['wall_seconds'])} with {estimate['workers']} workers ({flop(estimate['flops'])}), "
+            f"from {estimate['from']}"
+        )
+    for warning in summary["warnings"]:
+        yield Text(f"Warning: {warning}")
+    yield Text(f"Wrote {summary['study']}. Next: {summary['next'][0]}")

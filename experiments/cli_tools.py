@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
+import subprocess  # nosec B404: starts MLflow, without a shell
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
 from .cli_options import DirectoryOption, JsonOption, StudyArgument, TrackingOption, emit_json
+
+if TYPE_CHECKING:
+    from mixopt.config import StudyConfig
+
+    from .proposing import Proposal
 
 
 def init(
@@ -22,27 +27,46 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the study file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at a folder of text and write a commented study file."""
+    """Look at a folder of text and write a commented study file that suits it.
+
+    Sizes are estimated from a sample of each domain, time from a few training steps on it.
+    """
     from mixopt.config import validate
     from mixopt.errors import ConfigError
     from mixopt.storage import write_text
 
-    from .initialize import find_domains, study_yaml, usable_name
+    from .initialize import Draft, find_domains, study_yaml, usable_name
+    from .proposing import propose
 
     if out.exists() and not force:
         raise ConfigError(f"{out} is there already; choose another --out or add --force")
-    domains = find_domains(folder)
-    text = study_yaml(name or usable_name(folder.resolve().name), domains, out.resolve().parent)
-    validate(yaml.safe_load(text), str(out))
-    write_text(out, text)
+    domains, title = find_domains(folder), name or usable_name(folder.resolve().name)
+
+    def text(draft: Draft) -> str:
+        return study_yaml(title, domains, out.resolve().parent, draft=draft)
+
+    def configure(draft: Draft) -> StudyConfig:
+        return validate(yaml.safe_load(text(draft)), str(out))
+
+    proposal = propose(domains, configure)
+    config = configure(proposal.draft)
+    write_text(out, text(proposal.draft))
+    _show_proposal(proposal, config, out, as_json=as_json)
+
+
+def _show_proposal(proposal: Proposal, config: StudyConfig, out: Path, *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from .cli_tables import proposal_tables
+    from .proposing import summarize
+
+    summary = summarize(proposal, config, out)
     if as_json:
-        emit_json(
-            {"study": str(out), "domains": [{"name": d.name, "path": str(d.path), "text": d.text} for d in domains]}
-        )
+        emit_json(summary)
         return
-    for domain in domains:
-        typer.echo(f"{domain.name:<20} {domain.num_bytes / 1e6:8.1f} MB  column {domain.text}  {domain.path}")
-    typer.echo(f"wrote {out}; next: mixopt check {out}")
+    console = Console(highlight=False)
+    for item in proposal_tables(summary):
+        console.print(item)
 
 
 def dashboard(
@@ -60,7 +84,7 @@ def dashboard(
     """Serve the MLflow UI on this study until interrupted."""
     from mixopt.errors import ConfigError, ResourceError
     from mixopt.study import Study
-    from mixopt.tracking import MlflowTracker
+    from mixopt.tracking import MlflowTracker, shown_uri, without_secrets
 
     from . import build
 
@@ -72,9 +96,9 @@ def dashboard(
     tracker = build.build_tracker(location)
     if not isinstance(tracker, MlflowTracker):
         raise ConfigError("run.tracking_uri is none, so there is nothing to show; give --tracking-uri")
-    uri, link = tracker.uri, f"#/experiments/{tracker.experiment_id(Study(location.directory))}/runs"
+    uri, link = tracker.uri, tracker.dashboard_link(Study(location.directory))
     if uri.startswith("http"):
-        url, command = f"{uri.rstrip('/')}/{link}", []
+        url, command = f"{without_secrets(uri).rstrip('/')}/{link}", []
     else:
         url = f"http://{host}:{port}/{link}"
         command = [
@@ -91,10 +115,10 @@ def dashboard(
         ]
         command += ["--workers", "1", *(["--allowed-hosts", allowed_hosts] if allowed_hosts else [])]
     if as_json:
-        emit_json({"url": url, "command": command})
+        emit_json({"url": url, "command": [shown_uri(word) for word in command]})
         return
-    typer.echo(f"{url}\n(choose 'Model training' in the side bar; Ctrl-C stops the server)")
-    if command and subprocess.run(command, check=False).returncode not in (0, -2, 130):
+    typer.echo(f"{url}\n(+ before the study's name shows its trials; Ctrl-C stops the server)")
+    if command and subprocess.run(command, check=False).returncode not in (0, -2, 130):  # nosec B603: a list, no shell
         raise ResourceError(f"the MLflow server could not run on port {port}; choose another --port")
 
 
@@ -106,6 +130,7 @@ def sync(
 ) -> None:
     """Bring the MLflow projection up to date with the ledger; twice changes nothing."""
     from mixopt.study import Study
+    from mixopt.tracking import shown_uri
 
     from . import build, outputs
 
@@ -117,10 +142,11 @@ def sync(
     tracker = build.build_tracker(location)
     tracker.project(ledger)
     tracker.finish(ledger, [p for p in outputs.artifacts(ledger) if p.exists()], failed=ledger.recommendation is None)
+    uri = shown_uri(getattr(tracker, "uri", "none"))
     if as_json:
-        emit_json({"trials": num_trials, "tracking_uri": getattr(tracker, "uri", "none")})
+        emit_json({"trials": num_trials, "tracking_uri": uri})
     else:
-        typer.echo(f"{num_trials} trials in {getattr(tracker, 'uri', 'none')}")
+        typer.echo(f"{num_trials} trials in {uri}")
 
 
 def doctor(

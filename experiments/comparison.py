@@ -21,7 +21,7 @@ from mixopt.service import RECOMMENDED
 if TYPE_CHECKING:
     from mixopt.study import Study
 
-UNIT_LABELS = {"bits_per_byte": "bits per byte", "nats_per_token": "nats per token"}
+UNIT_LABELS = {"bits_per_byte": "bits per byte", "nats_per_token": "nats per token"}  # nosec B105: tokens of text
 _SAME_MIXTURE = 1e-9  # the tolerance of a mixture's sum
 
 

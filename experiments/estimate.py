@@ -26,7 +26,7 @@ from mixopt.study import Header, Study
 
 from .time_model import fit_study, seconds_per_rung
 
-_PROBE_STEPS = 8
+PROBE_STEPS = 8
 
 
 def summarize(
@@ -55,7 +55,7 @@ def summarize(
     measured = _measured(config, header, evaluator, study)
     if measured is None:
         per_token = seconds_per_token(header, evaluator, study.files.tokens, stack=plan.stack)
-        seconds, source = per_token * ladder.target.num_tokens, f"{_PROBE_STEPS} training steps"
+        seconds, source = per_token * ladder.target.num_tokens, f"{PROBE_STEPS} training steps"
     else:
         seconds, source = measured["seconds"][ladder.target.name], measured["from"]
     total = sum(runs.values())
@@ -126,7 +126,7 @@ def seconds_per_token(header: Header, evaluator: ProxyEvaluator, tokens: Path, *
     trainer = StackTrainer(config, runs, evaluator.resolved_device)
     trainer.advance(lambda _: None)
     times = []
-    for _ in range(_PROBE_STEPS):
+    for _ in range(PROBE_STEPS):
         start = time.process_time()
         trainer.advance(lambda _: None)
         times.append(time.process_time() - start)

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from mixopt.config import ExternalConfig, validate_external
-from mixopt.errors import ConfigError, StudyError
+from mixopt.errors import ConfigError, ConflictError, did_you_mean
 from mixopt.fidelity import Fidelity, Ladder
+from mixopt.identity import fingerprint
 from mixopt.mixture import Array, Domain, Mixture
 from mixopt.objective import Objective
 from mixopt.observation import Role, Trial
@@ -39,6 +40,7 @@ from mixopt.study import Header, Study, columns_named
 
 from . import build
 from .candidates import Candidates
+from .reports import Report, as_table
 from .telling import Telling, compare_with_ledger
 
 logger = logging.getLogger(__name__)
@@ -90,7 +92,8 @@ class ExternalStudy:
     def __init__(self, config: ExternalConfig, directory: Path | None = None, *, accept_changes: bool = False) -> None:
         if config.search.optimizer not in names():
             raise ConfigError(
-                f"search.optimizer: unknown optimizer {config.search.optimizer!r}; known are {', '.join(names())}"
+                f"search.optimizer: unknown optimizer {config.search.optimizer!r}"
+                f"{did_you_mean(config.search.optimizer, names())}; known are {', '.join(names())}"
             )
         build.check_used(config)
         self.config = config
@@ -133,14 +136,14 @@ class ExternalStudy:
     @property
     def pending(self) -> list[Suggestion]:
         """Suggestions whose results were not told yet, oldest first."""
-        with self._ledger() as study:
+        with self.ledger() as study:
             trials = study.history().pending if study.headers else ()
             return [self._suggestion(trial) for trial in trials]
 
     @property
     def budget_left(self) -> float:
         """Runs of the last rung that may still be suggested; infinite without a budget."""
-        with self._ledger() as study:
+        with self.ledger() as study:
             return self._left(study)
 
     @property
@@ -148,10 +151,20 @@ class ExternalStudy:
         """Price of the cheapest run, in runs of the last rung."""
         return min(rung.cost for rung in self._header.ladder)
 
+    def why_fewer(self) -> str:
+        """Say why fewer runs than asked for were suggested."""
+        left, cheapest = self.budget_left, self.cheapest
+        if left < cheapest:
+            return (
+                f"the budget is spent, {max(0.0, left):.3g} runs of the last rung are left "
+                f"and the cheapest costs {cheapest:.3g}"
+            )
+        return "no further run is affordable, open among the candidates, or worth search.price"
+
     @property
     def best(self) -> tuple[str, Mixture, float] | None:
         """(run, mixture, objective) of the best run measured at the target, or None."""
-        with self._ledger() as study:
+        with self.ledger() as study:
             if not study.headers:
                 return None
             self._begin(study)
@@ -167,30 +180,37 @@ class ExternalStudy:
         """
         rung = self._header.ladder[fidelity] if fidelity else self._header.ladder.target
         points = [m if isinstance(m, Mixture) else Mixture.from_mapping(self.domains, m) for m in mixtures]
-        with self._ledger() as study:
+        with self.ledger() as study:
             self._begin(study)
             return self._optimizer(study).predict(study.history(), points, fidelity=rung.name)
 
     # --- ask -----------------------------------------------------------------
 
-    def ask(self, num: int | None = None, *, candidates: RunsTable | None = None) -> list[Suggestion]:
+    def ask(
+        self, num: int | None = None, *, candidates: RunsTable | None = None, request: str | None = None
+    ) -> list[Suggestion]:
         """Suggest runs and record them as pending; asked again, suggest others.
 
         Args:
             num: How many at most; default `search.batch_size`. Fewer where the budget,
                 the candidates or what a run may still gain do not suffice.
             candidates: If given, only its rows are suggested, each once.
+            request: A key of the caller's; asked again under it, the same runs are returned.
 
         Raises:
             ConfigError: If a candidate cannot be used.
+            ConflictError: If something else was asked for under the same key.
             StudyError: If another process holds the study.
         """
         wanted = self.config.search.batch_size if num is None else num
         if wanted < 1:
             raise ConfigError(f"the number of runs to suggest must be at least 1, got {wanted}")
         chosen = None if candidates is None else Candidates.of(candidates, self._header.ladder, self._constraints)
-        with self._ledger() as study:
+        asked = _asked(num, candidates)
+        with self.ledger() as study:
             self._begin(study)
+            if request in study.requests:
+                return self._repeated(study, request, asked)
             history, left = study.history(), min(self._left(study), UNLIMITED)
             optimizer = self._optimizer(study, None if chosen is None else chosen.pool)
             proposals = optimizer.propose(history, wanted, budget=left) if left > 0 else []
@@ -198,7 +218,7 @@ class ExternalStudy:
             if chosen is not None:
                 proposals, labels = chosen.named(proposals, history)
             trials = self._number(study, proposals, labels)
-            study.propose(trials)
+            study.propose(trials, request=None if request is None else (request, asked))
         return [self._suggestion(trial) for trial in trials]
 
     # --- tell ----------------------------------------------------------------
@@ -220,18 +240,25 @@ class ExternalStudy:
             noise: {column: known standard deviation}, columns as `loss/<name>`.
 
         Raises:
-            StudyError: If the study suggested no such run.
-            ConfigError: If a value is missing or contradicts what was told before.
+            ConfigError: If the study suggested no such run, or a value is missing or
+                contradicts what was told before.
         """
-        values = {f"loss/{name.removeprefix('loss/')}": value for name, value in (losses or {}).items()}
-        values |= {f"score/{name.removeprefix('score/')}": value for name, value in (scores or {}).items()}
-        if not any(math.isfinite(value) for value in values.values()):
-            raise ConfigError(f"run {run!r}: expected losses or scores, got no number; tell a failed run by fail(run)")
-        return self.tell_runs(self._row(run, values, noise or {}))
+        return self.tell_reports([Report(run, losses or {}, scores or {}, noise or {})])
 
     def fail(self, run: str) -> Telling:
         """Record that a suggested run failed: its mixture is not suggested again at this rung."""
-        return self.tell_runs(self._row(run, {}, {}))
+        return self.tell_reports([Report(run, failed=True)])
+
+    def tell_reports(self, reports: Sequence[Report]) -> Telling:
+        """Record what several runs showed: all of them or, on an error, none.
+
+        Raises:
+            ConfigError: If a run cannot be used; a ConflictError if it contradicts what was told before.
+            StudyError: If another process holds the study.
+        """
+        with self.ledger() as study:
+            trials = {trial.id: trial for trial in study.trials}
+        return self.tell_runs(as_table(reports, trials))
 
     def tell_runs(self, table: RunsTable) -> Telling:
         """Record finished runs, suggested ones or the user's own: all rows or, on an error, none.
@@ -240,7 +267,7 @@ class ExternalStudy:
             ConfigError: If rows cannot be used or contradict what was told before.
             StudyError: If another process holds the study.
         """
-        with self._ledger() as study:
+        with self.ledger() as study:
             telling = compare_with_ledger(table, self._header, study)
             self._begin(study)
             study.tell(telling.columns, telling.trials, telling.results)
@@ -250,7 +277,7 @@ class ExternalStudy:
 
     def recommend(self) -> Recommendation:
         """Return the mixture to use given all that was told, and record it in the ledger."""
-        with self._ledger() as study:
+        with self.ledger() as study:
             self._begin(study)
             recommendation = self._optimizer(study).recommend(study.history())
             if recommendation != study.recommendation:
@@ -259,8 +286,17 @@ class ExternalStudy:
 
     # --- the ledger ----------------------------------------------------------
 
+    def begin(self) -> None:
+        """Record the study as its file says it, where the ledger does not have it so yet.
+
+        Raises:
+            StudyChangedError: If domains or rungs changed and that is not accepted.
+        """
+        with self.ledger() as study:
+            self._begin(study)
+
     @contextmanager
-    def _ledger(self) -> Iterator[Study]:
+    def ledger(self) -> Iterator[Study]:
         """Hold the ledger as it is now; nothing is written until `_begin`."""
         if self.directory is None:
             assert self._read is not None
@@ -297,6 +333,15 @@ class ExternalStudy:
             self._known = (study.columns, optimizer)
         return optimizer
 
+    def _repeated(self, study: Study, request: str, asked: str) -> list[Suggestion]:
+        """Return what was suggested under a key before."""
+        before, ids = study.requests[request]
+        if before != asked:
+            raise ConflictError(
+                f"request {request!r} was made before for another number of runs or other candidates; choose a new key"
+            )
+        return [self._suggestion(study.trial(run)) for run in ids]
+
     def _number(self, study: Study, proposals: Sequence[Proposal], labels: Sequence[str]) -> list[Trial]:
         taken = {trial.id for trial in study.trials}
         free = (f"search-{i:03d}" for i in range(len(taken) + len(proposals)))
@@ -314,23 +359,11 @@ class ExternalStudy:
         assert price is not None
         return Suggestion(trial.id, trial.fidelity, trial.mixture, price, trial.reason, trial.label)
 
-    def _row(self, run: str, values: Mapping[str, float], noise: Mapping[str, float]) -> RunsTable:
-        """Return a table of one suggested run."""
-        with self._ledger() as study:
-            trials = {trial.id: trial for trial in study.trials}
-        if run not in trials:
-            waiting = ", ".join(t.id for t in trials.values() if not t.status.finished) or "none"
-            raise StudyError(f"this study suggested no run {run!r}; those not told yet: {waiting}")
-        trial = trials[run]
-        return RunsTable(
-            trial.mixture.domains,
-            (run,),
-            (trial.fidelity,),
-            trial.mixture.weights[None],
-            {name: np.array([value], dtype=np.float64) for name, value in values.items()},
-            np.ones(1),
-            {name: np.array([value], dtype=np.float64) for name, value in noise.items()},
-        )
+
+def _asked(num: int | None, candidates: RunsTable | None) -> str:
+    """Return the fingerprint of what a call of `ask` wants."""
+    rows = [] if candidates is None else [candidates.runs, candidates.fidelities, candidates.weights.tolist()]
+    return fingerprint([num, rows, () if candidates is None else candidates.domains])
 
 
 def _size(study: Study) -> int:

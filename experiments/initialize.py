@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -12,6 +13,7 @@ import yaml
 from mixopt.errors import ConfigError
 
 _KINDS = (".txt", ".jsonl", ".json", ".parquet")
+_ROWS_AT_ONCE = 64
 _USUAL_COLUMNS = ("text", "content", "body", "raw_content", "document")
 
 
@@ -24,12 +26,32 @@ class FoundDomain:
         path: File or folder.
         text: Its text column.
         num_bytes: Size on disk.
+        files: Its files of text, sorted.
     """
 
     name: str
     path: Path
     text: str
     num_bytes: int
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a study file proposes besides the domains.
+
+    Attributes:
+        top_tokens: Training tokens of the top rung; the others have a half and a quarter.
+        budget: Of the search, in runs at the top rung.
+        holdout: {domain: share held out} where the default is too little to measure on.
+        notes: {domain: words on its size}.
+    """
+
+    top_tokens: int = 512_000
+    budget: int = 12
+    vocab_size: int = 1024
+    holdout: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_domains(folder: Path) -> list[FoundDomain]:
@@ -47,7 +69,9 @@ def find_domains(folder: Path) -> list[FoundDomain]:
         )
         if files and not child.name.startswith("."):
             name = usable_name(child.stem if child.is_file() else child.name, "domain")
-            found.append(FoundDomain(name, child, _text_column(files[0]), sum(p.stat().st_size for p in files)))
+            first = next((path for path in files if path.stat().st_size), files[0])
+            size = sum(path.stat().st_size for path in files)
+            found.append(FoundDomain(name, child, _text_column(first), size, tuple(files)))
     if not found:
         raise ConfigError(
             f"{folder} holds no txt, jsonl, json or parquet file; put one file or sub-folder per domain there"
@@ -82,6 +106,23 @@ def _text_column(path: Path) -> str:
     return next((name for name in _USUAL_COLUMNS if name in columns), columns[0])
 
 
+def parquet_texts(path: Path, column: str, num_bytes: int) -> tuple[tuple[str, ...], float]:
+    """Return documents of about the first `num_bytes`, and the file's rows per row read."""
+    import pyarrow.parquet as pq
+
+    documents: list[str] = []
+    num_rows = used = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
+            texts = [text for text in batch.column(0).to_pylist() if text and text.strip()]
+            documents += texts
+            num_rows += batch.num_rows
+            used += sum(map(len, texts))
+            if used >= num_bytes:
+                break
+        return tuple(documents), file.metadata.num_rows / max(num_rows, 1)
+
+
 def _json_columns(path: Path) -> list[str]:
     try:
         with path.open(encoding="utf-8") as file:
@@ -95,8 +136,9 @@ def _json_columns(path: Path) -> list[str]:
     return sorted(strings, key=lambda name: -len(strings[name]))
 
 
-def study_yaml(name: str, domains: list[FoundDomain], folder: Path) -> str:
+def study_yaml(name: str, domains: list[FoundDomain], folder: Path, *, draft: Draft | None = None) -> str:
     """Return a commented study file; paths are relative to `folder` where they can be."""
+    draft = draft or Draft()
     lines = [
         f"# A study of {len(domains)} domains. See what it will do:  mixopt check THIS_FILE",
         f"name: {_yaml_text(name)}",
@@ -104,13 +146,7 @@ def study_yaml(name: str, domains: list[FoundDomain], folder: Path) -> str:
         "",
         "domains:                     # the order is the order of the weights",
     ]
-    for domain in domains:
-        path = domain.path.resolve()
-        shown = path.relative_to(folder.resolve()) if path.is_relative_to(folder.resolve()) else path
-        column = "" if domain.text == "text" else f", text: {json.dumps(domain.text)}"
-        lines.append(
-            f"  {_yaml_text(domain.name)}: {{path: {json.dumps(str(shown))}{column}}}   # {domain.num_bytes / 1e6:.1f} MB"
-        )
+    lines += [_domain_line(domain, folder, draft) for domain in domains]
     targets = ", ".join(f"loss/{domain.name}" for domain in domains)
     lines += [
         "",
@@ -128,17 +164,29 @@ def study_yaml(name: str, domains: list[FoundDomain], folder: Path) -> str:
         "#   max_epochs: 4",
         "#   bounds: {NAME: [0.05, 0.5]}",
         "",
-        "tokenizer: {vocab_size: 1024}",
+        f"tokenizer: {{vocab_size: {draft.vocab_size}}}",
         "proxy: {depth: 1}            # one dial for the proxy's size",
         "ladder:                      # what is trained; a run passes all rungs below its own",
-        "  - {name: low, tokens: 128_000}",
-        "  - {name: mid, tokens: 256_000}",
-        "  - {name: top, tokens: 512_000}",
-        "search: {batch_size: 6, budget: 12}   # budget in runs at the top rung",
+        f"  - {{name: low, tokens: {draft.top_tokens // 4:_}}}",
+        f"  - {{name: mid, tokens: {draft.top_tokens // 2:_}}}",
+        f"  - {{name: top, tokens: {draft.top_tokens:_}}}",
+        f"search: {{batch_size: 6, budget: {draft.budget}}}   # budget in runs at the top rung",
         "validation: {baselines: [natural, uniform], seeds: 2}",
         "run: {workers: 2}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _domain_line(domain: FoundDomain, folder: Path, draft: Draft) -> str:
+    path = domain.path.resolve()
+    shown = path.relative_to(folder.resolve()) if path.is_relative_to(folder.resolve()) else path
+    fields = [f"path: {json.dumps(str(shown))}"]
+    if domain.text != "text":
+        fields.append(f"text: {json.dumps(domain.text)}")
+    if domain.name in draft.holdout:
+        fields.append(f"holdout: {draft.holdout[domain.name]:g}")
+    note = draft.notes.get(domain.name, f"{domain.num_bytes / 1e6:.1f} MB")
+    return f"  {_yaml_text(domain.name)}: {{{', '.join(fields)}}}   # {note}"
 
 
 def _yaml_text(text: str) -> str:

@@ -24,6 +24,7 @@ from mixopt.mde import MDE
 from mixopt.passages import TEXT
 from mixopt.runs_table import RunsTable
 from mixopt.scores_folder import load_scores
+from mixopt.storage import free_bytes
 
 from .benchmarks import Ground
 
@@ -80,13 +81,23 @@ def scores_folder(path: Path) -> Path:
     return found / "scores" if (found / "scores").is_dir() else found
 
 
+def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse an archive whose members lead out of their folder or do not fit on the disk."""
+    out = [name for name in archive.namelist() if name.startswith(("/", "\\")) or ".." in Path(name).parts]
+    size, free = sum(member.file_size for member in archive.infolist()), free_bytes(Path(tempfile.gettempdir()))
+    if out or size > free:
+        what = f"a member {out[0]!r} outside its folder" if out else f"{size:,} bytes, {free:,} are free"
+        raise ConfigError(f"{path}: expected a zipped scores folder, got {what}; correct the path")
+
+
 @cache
 def _unpacked(path: Path) -> tempfile.TemporaryDirectory[str]:
     """Unpack a zip file for as long as this process lives."""
     folder = tempfile.TemporaryDirectory(prefix="mixopt-scores-")
     try:
         with zipfile.ZipFile(path) as archive:
-            archive.extractall(folder.name)
+            _check_members(path, archive)
+            archive.extractall(folder.name)  # nosec B202: every member was looked at
     except (zipfile.BadZipFile, OSError) as error:
         raise ConfigError(
             f"{path}: expected a scores folder, a run directory or a zipped scores folder ({error}); correct the path"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mixopt.errors import ConfigError, MixoptError
+from mixopt.errors import ConfigError, ConflictError, MixoptError
 from mixopt.fidelity import Ladder
 from mixopt.mixture import Mixture
 from mixopt.objective import Objective
@@ -36,6 +36,7 @@ class Telling:
         results: What new runs showed, and known runs where it adds something.
         known: Ids of the rows that the ledger has as they are.
         ignored: Columns of the table that the study file does not list.
+        notes: What reading the table changed, in words.
     """
 
     columns: tuple[str, ...]
@@ -43,6 +44,7 @@ class Telling:
     results: tuple[TrialResult, ...]
     known: tuple[str, ...]
     ignored: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -59,7 +61,7 @@ def compare_with_ledger(table: RunsTable, header: Header, study: Study) -> Telli
         study: The ledger, perhaps without any event yet.
 
     Raises:
-        ConfigError: If rows cannot be used or contradict the ledger; the message lists them.
+        ConfigError: If rows cannot be used; a ConflictError if they contradict the ledger. The message lists them.
     """
     columns = _columns(table, header, study)
     ignored = tuple(name for name in table.columns if name not in columns)
@@ -70,19 +72,20 @@ def compare_with_ledger(table: RunsTable, header: Header, study: Study) -> Telli
     )
     trials = {trial.id: trial for trial in study.trials}
     seen = {observation.trial: observation for observation in study.observations}
-    new, results, known, wrong = [], [], [], []
+    new, results, known = [], [], []
+    wrong: dict[str, MixoptError] = {}
     for row, run in enumerate(table.runs):
         try:
             trial = _trial(table, row, header=header, known=trials.get(run))
             result = _result(_observation(table, row, header.ladder), trial, seen.get(run))
         except MixoptError as error:
-            wrong.append(f"run {run!r}: {error}")
+            wrong[run] = error
             continue
         new += [trial] if run not in trials else []
         results += [result] if result else []
         known += [] if result else [run]
     _refuse(wrong)
-    return Telling(columns, tuple(new), tuple(results), tuple(known), ignored)
+    return Telling(columns, tuple(new), tuple(results), tuple(known), ignored, table.notes)
 
 
 def _columns(table: RunsTable, header: Header, study: Study) -> tuple[str, ...]:
@@ -120,10 +123,10 @@ def _trial(table: RunsTable, row: int, *, header: Header, known: Trial | None) -
         seed = table.seeds[row] if table.seeds else None
         return Trial(run, Role.SEARCH, mixture.over(header.domain_names), rung, seed or 0, USER, reason="told")
     if known.fidelity != rung:
-        raise ConfigError(f"its fidelity is {known.fidelity}, the table says {rung}; correct the table")
+        raise ConflictError(f"its fidelity is {known.fidelity}, the table says {rung}; correct the table")
     name, difference = _farthest(known.mixture.as_dict(), mixture.as_dict())
     if difference > _SAME_WEIGHT:
-        raise ConfigError(
+        raise ConflictError(
             f"its mixture differs by {difference:.3g} in {name}, more than {_SAME_WEIGHT:g}; tell what was trained "
             "under an id of your own"
         )
@@ -150,12 +153,12 @@ def _result(told: Observation | None, trial: Trial, before: Observation | None) 
     """
     if told is None:
         if before is not None:
-            raise ConfigError("it was told with values before, now it has none; drop the row")
+            raise ConflictError("it was told with values before, now it has none; drop the row")
         if trial.status is Status.ABANDONED:
             return None
         return TrialResult(trial.id, Status.ABANDONED, note="told without any value")
     if trial.status is Status.ABANDONED:
-        raise ConfigError("it was told as failed before; give a repeated run an id of its own")
+        raise ConflictError("it was told as failed before; give a repeated run an id of its own")
     if before is None:
         return TrialResult(trial.id, Status.DONE, (told,))
     merged = _merged(before, told)
@@ -167,7 +170,7 @@ def _merged(before: Observation, told: Observation) -> Observation:
     old, new = before.columns(), told.columns()
     for name in old.keys() & new.keys():
         if not math.isclose(old[name], new[name], rel_tol=_SAME_VALUE, abs_tol=_SAME_VALUE):
-            raise ConfigError(
+            raise ConflictError(
                 f"{name} was told as {old[name]:.10g} before, now as {new[name]:.10g}; "
                 "correct the table, or give a repeated run an id of its own"
             )
@@ -179,8 +182,11 @@ def _merged(before: Observation, told: Observation) -> Observation:
     )
 
 
-def _refuse(wrong: list[str]) -> None:
+def _refuse(wrong: Mapping[str, MixoptError]) -> None:
+    """Raise one error that names the wrong runs: a conflict if every one of them contradicts the ledger."""
     if wrong:
-        more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
-        lines = wrong if len(wrong) == 1 else ["", *wrong[:_SHOWN], *more]
-        raise ConfigError("nothing was recorded. " + "\n  - ".join(lines).strip())
+        lines = [f"run {run!r}: {error}" for run, error in wrong.items()]
+        more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        shown = lines if len(lines) == 1 else ["", *lines[:_SHOWN], *more]
+        kind = ConflictError if all(isinstance(error, ConflictError) for error in wrong.values()) else ConfigError
+        raise kind("nothing was recorded. " + "\n  - ".join(shown).strip())

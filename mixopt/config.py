@@ -8,7 +8,7 @@ paths start at the study file's folder.
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .errors import ConfigError, MixtureError
+from .errors import ConfigError, MixtureError, closest, did_you_mean
 from .mixture import check_name
 
 BUILTIN = "builtin:"
@@ -240,7 +240,19 @@ class RunConfig(_Section):
     workers: int = Field(2, ge=1, description="jobs at the same time")
     address: str | None = Field(None, description="address of an existing Ray cluster; default a local one")
     device: str = Field("auto", description="auto, cpu or cuda")
-    threads: int = Field(1, ge=1, description="torch threads per worker")
+    threads: int = Field(1, ge=1, description="torch threads per worker, and CPUs that a job asks Ray for")
+    gpus: float | None = Field(
+        None, ge=0, description="GPUs per job; a fraction shares one; default 1 where the device is a GPU"
+    )
+    memory: int = Field(0, ge=0, description="bytes of memory per job that Ray sets aside; 0 leaves it open")
+    storage: str = Field(
+        "auto",
+        min_length=1,
+        description="how files reach workers: shared (they see the run directory), ray (through Ray), a URL that driver "
+        "and nodes reach, or auto (shared where all nodes see it, else ray)",
+    )
+    ship: bool = Field(True, description="send the code of mixopt to the nodes of a cluster")
+    autoscaling: bool = Field(False, description="wait for nodes that a cluster starts on demand instead of refusing")
     stack: int = Field(4, ge=1, description="most trials trained together as one program")
     retries: int = Field(2, ge=0, description="further attempts after a lost worker or lack of memory")
     checkpoint_seconds: float = Field(20.0, ge=0, description="wall time between checkpoints of a running job")
@@ -294,6 +306,8 @@ class StudyConfig(_Section):
             check_name(name, "domain")
         for name in self.eval_sets:
             check_name(name, "evaluation set")
+        for label in self.validation.mixtures:
+            check_name(label, "validation mixture")
         both = [name for name in self.eval_sets if name in self.domains]
         if both:
             raise ValueError(f"eval_sets.{both[0]}: a domain has this name and its held-out set too; rename one")
@@ -307,7 +321,9 @@ class StudyConfig(_Section):
         seeds = None if self.warm_start is None else self.warm_start.fidelity
         for field, rung_name in (("experts.fidelity", self.experts.fidelity), ("warm_start.fidelity", seeds)):
             if rung_name is not None and rung_name not in rungs:
-                raise ValueError(f"{field}: unknown rung {rung_name!r}; the ladder has {', '.join(rungs)}")
+                raise ValueError(
+                    f"{field}: unknown rung {rung_name!r}{did_you_mean(rung_name, rungs)}; the ladder has {', '.join(rungs)}"
+                )
         if self.search.optimizer == "listed" and self.search.mixtures is None:
             raise ValueError("search.mixtures: optimizer listed needs the table of runs to train; give its path")
         if self.warm_start is not None and self.proxy.decay:
@@ -475,11 +491,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"no study file at {path}; write one with: mixopt init FOLDER") from error
+        raise ConfigError(f"no study file at {path}{_neighbor(path)}; write one with: mixopt init FOLDER") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the study file {path}: {error}") from error
     try:
-        data = yaml.load(text, Loader=_UniqueKeyLoader)
+        data = yaml.load(text, Loader=_UniqueKeyLoader)  # nosec B506: a SafeLoader that refuses double keys
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no valid YAML: {error}") from error
     except ConfigError as error:
@@ -487,6 +503,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of fields such as name, domains and objective")
     return data
+
+
+def _neighbor(path: Path) -> str:
+    """Return which study file beside `path` was probably meant, as words."""
+    files = [other for pattern in ("*.yaml", "*.yml") for other in path.parent.glob(pattern)]
+    return did_you_mean(path.name, [other.name for other in files])
 
 
 def validate(data: Mapping[str, Any], source: str) -> StudyConfig:
@@ -503,7 +525,7 @@ def _validated(model: type[Config], data: Mapping[str, Any], source: str) -> Con
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = [_describe(item, model) for item in error.errors()]
+        lines = [describe(item, model) for item in error.errors()]
         raise ConfigError(f"{source}: " + ("\n  - " if len(lines) > 1 else "") + "\n  - ".join(lines)) from error
     except MixtureError as error:
         raise ConfigError(f"{source}: {error}") from error
@@ -514,16 +536,19 @@ def dump_config(config: StudyConfig | ExternalConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _describe(item: Any, model: type[BaseModel]) -> str:
+def describe(item: Any, model: type[BaseModel]) -> str:
+    """Return one of pydantic's findings on a model as `field: what is wrong, got ...`."""
     place = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         known = _fields_at(item["loc"][:-1], model)
-        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; known fields are {', '.join(known)}" if known else ""
+        close = closest(str(item["loc"][-1]), known)
+        hint = f"; did you mean {close!r}?" if close else f"; known fields are {', '.join(known)}" if known else ""
         return f"{place}: unknown field{hint}"
     if item["type"] == "missing":
         return f"{place}: this field is required; add it"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        message += did_you_mean(item["input"], re.findall(r"'([^']*)'", item["ctx"]["expected"]))
     got = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
     return f"{place}: {message}{got}" if place else message
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 from .mixture import Array, Domain, Mixture, readonly
 
 FEASIBILITY_TOLERANCE = 1e-7
@@ -61,7 +61,8 @@ class Constraints:
             unknown = [name for name in group.domains if name not in self.domains]
             if unknown:
                 raise ConfigError(
-                    f"constraints.groups: unknown domain {unknown[0]!r}; the study's domains are {', '.join(self.domains)}"
+                    f"constraints.groups: unknown domain {unknown[0]!r}{did_you_mean(unknown[0], self.domains)}; "
+                    f"the study's domains are {', '.join(self.domains)}"
                 )
         self._check_feasible()
 
@@ -88,7 +89,8 @@ class Constraints:
         unknown = [name for name in bounds if name not in names]
         if unknown:
             raise ConfigError(
-                f"constraints.bounds: unknown domain {unknown[0]!r}; the study's domains are {', '.join(names)}"
+                f"constraints.bounds: unknown domain {unknown[0]!r}{did_you_mean(unknown[0], names)}; "
+                f"the study's domains are {', '.join(names)}"
             )
         lower = np.array([bounds.get(name, (0.0, 1.0))[0] for name in names])
         upper = np.array([bounds.get(name, (0.0, 1.0))[1] for name in names])

@@ -7,9 +7,17 @@ other `MixoptError` into exit code 1 (the environment, or the work, failed).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class MixoptError(Exception):
-    """Base of every error that mixopt raises on purpose."""
+    """Base of every error that mixopt raises on purpose.
+
+    Attributes:
+        field: Place in a client's request that is at fault, as `runs.3`; None where it is not known.
+    """
+
+    field: str | None = None
 
 
 class MixtureError(MixoptError, ValueError):
@@ -20,6 +28,10 @@ class ConfigError(MixoptError, ValueError):
     """A study file, a data file or an argument that cannot be used as given."""
 
 
+class ConflictError(ConfigError):
+    """Input that contradicts what the ledger holds already."""
+
+
 class StudyChangedError(ConfigError):
     """The data behind a run directory differ from what its ledger was made with."""
 
@@ -28,9 +40,31 @@ class StudyError(MixoptError, RuntimeError):
     """A ledger or run directory that cannot be read, written or continued."""
 
 
+class StudyBusyError(StudyError):
+    """A run directory that another process holds at this moment."""
+
+
 class TrainingError(MixoptError, RuntimeError):
     """A proxy that could not be trained or scored."""
 
 
 class ResourceError(MixoptError, RuntimeError):
     """The environment is at fault: no disk space, a cluster or server that is down."""
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that was probably meant, or None where none is close."""
+    import difflib  # read only once something went wrong
+
+    # What columns share before the slash says nothing.
+    names = {other.rpartition("/")[2].lower(): other for other in known}
+    wanted = name.rpartition("/")[2].lower()
+    close = difflib.get_close_matches(wanted.replace("_", "-"), [*names], n=1)
+    close = close or difflib.get_close_matches(wanted, [*names], n=1)
+    return names[close[0]] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'web'?)` to stand behind an unknown name; nothing where no known name is close."""
+    close = closest(name, known)
+    return f" (did you mean {close!r}?)" if close else ""

@@ -88,6 +88,9 @@ class SerialExecutor:
             logger.debug("job failed", exc_info=True)
             return [failure(job, error)]
 
+    def interrupt(self) -> None:
+        """Do nothing: the work of this process sees the request itself."""
+
     def shutdown(self) -> None:
         """Forget what is queued."""
         self._queue.clear()

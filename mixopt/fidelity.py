@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class Ladder:
         for rung in self.rungs:
             if rung.name == name:
                 return rung
-        raise ConfigError(f"unknown rung {name!r}; the ladder has {', '.join(r.name for r in self.rungs)}")
+        names = [rung.name for rung in self.rungs]
+        raise ConfigError(f"unknown rung {name!r}{did_you_mean(name, names)}; the ladder has {', '.join(names)}")
 
     @property
     def target(self) -> Fidelity:

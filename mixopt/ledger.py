@@ -9,6 +9,7 @@ import datetime
 import json
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ class Ledger:
             event = _parse(line)
             # Only what follows the last newline can be torn by a crash; whole or not, it was never confirmed.
             if event is None or number == len(lines):
-                if number == len(lines):
+                # A whole line and one more byte is no torn line: its newline was damaged later.
+                if number == len(lines) and _parse(line[:-1]) is None:
                     logger.warning("ledger torn path=%s line=%d; the unfinished line is dropped", path, number)
                     break
                 raise StudyError(
@@ -61,7 +63,8 @@ class Ledger:
 
     def append(self, event: dict[str, Any]) -> dict[str, Any]:
         """Write one event with time and checksum; return it as it will be read back."""
-        event = {**event, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")}
+        now = datetime.datetime.fromtimestamp(time.time(), datetime.UTC)
+        event = {**event, "time": now.isoformat(timespec="milliseconds")}
         line = json.dumps({**event, "crc": fingerprint(event)}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         path = self.path
         with explained_errors(path):

@@ -24,7 +24,7 @@ from .blocks import PLAIN, BlockStore, Temper
 from .choices import Measures, Questions
 from .constraints import Constraints
 from .convex import KLPenalty, Reduction, Smooth
-from .errors import MixtureError
+from .errors import MixtureError, did_you_mean
 from .mixing import Block
 from .mixture import Array, Mixture
 from .objective import Objective
@@ -192,7 +192,9 @@ class MDE:
 
     def _set_of(self, column: str) -> str:
         if column not in self._columns:
-            raise MixtureError(f"unknown column {column!r}; the ensemble predicts {', '.join(self.columns)}")
+            raise MixtureError(
+                f"unknown column {column!r}{did_you_mean(column, self.columns)}; the ensemble predicts {', '.join(self.columns)}"
+            )
         return self._columns[column]
 
     def _check(self, weights: Array) -> Array:

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import MixtureError
+from .errors import MixtureError, did_you_mean
 
 Array = NDArray[np.float64]
 
 SUM_TOLERANCE = 1e-9
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_LONGEST_NAME = 100  # characters; names become parts of file names, which end at 255 bytes
 
 
 def readonly(values: Any) -> Array:
@@ -31,6 +32,10 @@ def readonly(values: Any) -> Array:
 
 def check_name(name: str, kind: str) -> str:
     """Return `name` if it can be a column, tag and file name; else raise MixtureError."""
+    if len(name) > _LONGEST_NAME:
+        raise MixtureError(
+            f"{kind} name {name[:20]!r}... must have at most {_LONGEST_NAME} characters, got {len(name)}; shorten it"
+        )
     if not _NAME.fullmatch(name):
         raise MixtureError(
             f"{kind} name {name!r} must start with a letter or digit and hold only letters, digits, '_', '.' and '-'; rename it"
@@ -123,7 +128,9 @@ class Mixture:
         """Build a mixture from {domain: weight}; missing domains get weight 0."""
         unknown = [name for name in weights if name not in domains]
         if unknown:
-            raise MixtureError(f"unknown domain {unknown[0]!r}; the study's domains are {', '.join(domains)}")
+            raise MixtureError(
+                f"unknown domain {unknown[0]!r}{did_you_mean(unknown[0], domains)}; the study's domains are {', '.join(domains)}"
+            )
         return cls(tuple(domains), np.array([float(weights.get(name, 0.0)) for name in domains]))
 
     @classmethod

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 from .mixture import Array, check_name
 
 UNITS = ("nats_per_token", "bits_per_byte")
@@ -151,7 +151,7 @@ def _parse_text(text: str, available: Sequence[str]) -> tuple[list[tuple[str, fl
 def _check_column(name: str, available: Sequence[str], unit: str, factors: Mapping[str, float]) -> None:
     if name not in available:
         raise ConfigError(
-            f"objective.expression: unknown column {name!r}; available are {', '.join(available)}. "
+            f"objective.expression: unknown column {name!r}{did_you_mean(name, available)}; available are {', '.join(available)}. "
             "Write one column, mean(...) or max(...) of columns or patterns, or a mapping of columns to weights"
         )
     if unit == "bits_per_byte" and name.startswith("loss/") and name not in factors:

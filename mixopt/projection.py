@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 Point = tuple[str, float, int]  # metric, value, step
 
+_MOST_SHARES = 12  # more columns fit on no screen
 LONGEST_TAG = 5000  # MLflow's limit for tag values is 8000 since 3.0, 5000 before
 
 
@@ -52,8 +53,26 @@ def trial_tags(trial: Trial) -> dict[str, str]:
         "mixopt.proposed_by": trial.proposed_by,
         "mixopt.reason": trial.reason[:LONGEST_TAG],
         "mixopt.parent_trial": trial.parent or "",
+        "mlflow.note.content": _trial_note(trial)[:LONGEST_TAG],
     }
     return {key: value for key, value in tags.items() if value}
+
+
+def _trial_note(trial: Trial) -> str:
+    """Return what a trial is, in Markdown: its part in the study, why it was made, its mixture."""
+    shares = sorted(trial.mixture.as_dict().items(), key=lambda item: -item[1])
+    rows = [f"| {name} | {weight:.3f} |" for name, weight in shares if weight > 0]
+    why = f": {trial.reason}" if trial.reason else "."
+    by = f" by {trial.proposed_by}" if trial.proposed_by else ""
+    return "\n".join(
+        [
+            f"A run of the {trial.role} phase to rung `{trial.fidelity}`, proposed{by}{why}",
+            "",
+            "| domain | weight |",
+            "|---|---|",
+            *rows,
+        ]
+    )
 
 
 def trial_params(study: Study, trial: Trial) -> dict[str, Any]:
@@ -162,11 +181,19 @@ def study_tags(study: Study) -> dict[str, str]:
     ]
     if study.stopped:
         lines += ["", f"The search ended: {study.stopped}."]
-    if study.recommendation:
-        lines += ["", *_recommendation_lines(study)]
-    else:
-        lines += ["", "No recommendation yet."]
+    lines += ["", *(_recommendation_lines(study) if study.recommendation else ["No recommendation yet."])]
+    lines += ["", f"More: `mixopt report {study.files.path.absolute()}`"]
     return {"mixopt.status": study.stopped or "searching", "mlflow.note.content": "\n".join(lines)[:LONGEST_TAG]}
+
+
+def dashboard_view(study: Study) -> dict[str, Any]:
+    """Return the columns that MLflow's table of runs shows, in the words of its shared views."""
+    metrics = ("objective", "best_objective", "cost", "process_seconds")
+    shares = [f"w.{name}" for name in study.header.domain_names[:_MOST_SHARES]]
+    columns = [f"metrics.`{name}`" for name in metrics]
+    columns += [f"params.`{name}`" for name in ("fidelity", "proposed_by", *shares)]
+    columns += [f"tags.`mixopt.{name}`" for name in ("kind", "status", "domain")]
+    return {"selectedColumns": columns}
 
 
 def _recommendation_lines(study: Study) -> list[str]:

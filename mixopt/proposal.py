@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .display import html_table
 from .mixture import Array, Mixture
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,25 @@ class Recommendation:
     support: tuple[str, ...]
     recommended_by: str
     reason: str = ""
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the weights, a row per domain: `domain`, `weight`."""
+        import pandas as pd
+
+        return pd.DataFrame({"domain": self.mixture.domains, "weight": self.mixture.weights})
+
+    def _repr_html_(self) -> str:
+        """Show the weights, largest first, and what is predicted."""
+        rows = sorted(self.mixture.as_dict().items(), key=lambda item: -item[1])
+        said = [f"{name} {mean:.4f} ± {self.std[name]:.4f}" for name, mean in self.mean.items() if name in self.std]
+        bound = (
+            ""
+            if self.regret_bound is None
+            else f"; with probability 0.95 none is better by more than {self.regret_bound:.4f}"
+        )
+        note = f"Predicted at {self.fidelity}: {', '.join(said) or 'nothing'}{bound}. {self.reason}"
+        shares = [(name, f"{weight:.4f}") for name, weight in rows]
+        return html_table(f"Recommended by {self.recommended_by}", ("domain", "share of tokens"), shares, note=note)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""

@@ -136,6 +136,9 @@ class Executor(Protocol):
     def collect(self, timeout: float) -> Sequence[JobReport]:
         """Return reports of jobs that ended, waiting at most `timeout` seconds for the first."""
 
+    def interrupt(self) -> None:
+        """Ask all work to save its state and stop; `collect` still reports how it ended."""
+
     def shutdown(self) -> None:
         """Stop all work and release the workers."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import runs_checks
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 from .fidelity import Fidelity, Ladder
 from .mixture import Array, Mixture, readonly
 from .observation import History, Observation, Role, Status, Trial
@@ -80,7 +80,9 @@ class RunsTable:
         """Return the rungs by mean cost, `target` last, in units of its mean cost; no rungs nest."""
         names = list(dict.fromkeys(self.fidelities))
         if target not in names:
-            raise ConfigError(f"unknown fidelity {target!r}; the table has {', '.join(names)}")
+            raise ConfigError(
+                f"unknown fidelity {target!r}{did_you_mean(target, names)}; the table has {', '.join(names)}"
+            )
         of = np.array(self.fidelities)
         costs = {name: float(self.costs[of == name].mean()) for name in names}
         order = [*sorted((n for n in names if n != target), key=lambda n: costs[n]), target]
@@ -122,7 +124,9 @@ class RunsTable:
         """
         for column in columns:
             if column not in self.columns:
-                raise ConfigError(f"unknown column {column!r}; the table has {', '.join(self.columns) or 'none'}")
+                raise ConfigError(
+                    f"unknown column {column!r}{did_you_mean(column, self.columns)}; the table has {', '.join(self.columns) or 'none'}"
+                )
             here = np.array([fidelity in (None, name) for name in self.fidelities], dtype=np.bool_)
             there = ~(here & np.isnan(self.columns[column]))
             runs_checks.check(self.runs, there, f"{column} must be known, it is missing in", "drop these rows")
@@ -156,7 +160,7 @@ class RunsTable:
         unknown = [name for name in costs if name not in self.fidelities]
         if unknown:
             raise ConfigError(
-                f"unknown fidelity {unknown[0]!r}; the table has {', '.join(dict.fromkeys(self.fidelities))}"
+                f"unknown fidelity {unknown[0]!r}{did_you_mean(unknown[0], self.fidelities)}; the table has {', '.join(dict.fromkeys(self.fidelities))}"
             )
         pairs = zip(self.fidelities, self.costs, strict=True)
         return replace(self, costs=np.array([costs.get(name, cost) for name, cost in pairs]))

@@ -101,10 +101,10 @@ class ScoreFile:
             StudyError: If it is missing, cut off or no array of log-probabilities.
         """
         try:
-            array = np.load(path, mmap_mode="r")
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
             if array.ndim != 1 or array.dtype.name not in _KINDS or not len(array):
                 raise ValueError(f"it holds {array.dtype} of shape {array.shape}")
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # numpy parses the header as Python and lets any error of that through
             raise StudyError(
                 f"expert scores {path} are missing or damaged ({error}); score the expert again"
             ) from error
@@ -178,11 +178,6 @@ def save_scores(folder: Path, key: str, logprobs: Scores, card: ScoreCard) -> No
     digest = hashlib.sha256(np.ascontiguousarray(logprobs).data)
     card = replace(card, dtype=logprobs.dtype.name, checksum=digest.hexdigest()[:16])
     write_json(card_path(folder, key), asdict(card))
-
-
-def has_scores(folder: Path, key: str) -> bool:
-    """Whether an array and its card are there; their content is checked when they are read."""
-    return (folder / f"{key}.npy").exists() and card_path(folder, key).exists()
 
 
 def card_path(folder: Path, key: str) -> Path:

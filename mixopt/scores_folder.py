@@ -71,6 +71,16 @@ def load_scores(
     return tuple(_open_set(folder, name, domains, [c for c in chosen if c[1].eval_set == name]) for name in names)
 
 
+def sound_scores(folder: Path, key: str) -> bool:
+    """Whether an array, its card and its evaluation set are there and whole; reads the array once."""
+    try:
+        card = ScoreCard(**(read_json(card_path(folder, key)) or {}))
+        _check_content(ScoreFile.open(folder / f"{key}.npy"), card)
+    except (StudyError, TypeError):
+        return False
+    return read_passages(passages_path(folder, card.eval_fingerprint)) is not None
+
+
 def _find(folder: Path, keys: Sequence[str] | None) -> list[tuple[str, ScoreCard]]:
     if not folder.is_dir():
         raise StudyError(f"no folder of expert scores at {folder}; correct the path, or train and score the experts")

@@ -22,6 +22,7 @@ from .observation import History, Observation, Role, Status, Trial
 from .proposal import Contender, Prediction, Proposal
 from .protocols import Evaluator, Executor, Job, JobReport, NullWatch, Optimizer, Predictor, Tracker, TrialResult, Watch
 from .seeding import derive
+from .stopping import asked, check, safe_points
 from .storage import read_json
 from .study import Header, Study
 from .trust import at_chance
@@ -79,10 +80,12 @@ def run_study(
     Raises:
         StudyChangedError: If data changed under the ledger and that is not accepted.
         MixoptError: If the environment fails; what finished is kept.
+        KeyboardInterrupt: If a stop was asked for (`stopping.py`); what finished is kept.
     """
     study.begin(plan.header, accept_changes=accept_changes)
     on_begin()
-    _Service(study, plan, executor, tracker, watch or NullWatch()).run()
+    with safe_points():
+        _Service(study, plan, executor, tracker, watch or NullWatch()).run()
 
 
 @dataclass
@@ -132,7 +135,10 @@ class _Service:
         unscored = self.plan.unscored(self.study)
         if unscored:
             self.watch.phase("experts", f"score {len(unscored)} experts on new evaluation sets")
-            self._run_jobs([self._job([t], "score") for t in unscored])
+            jobs = [self._job([t], "score") for t in unscored]
+            for job in jobs:  # an earlier result says that they were scored; what it left behind is gone
+                self.study.files.result(job.fingerprint).unlink(missing_ok=True)
+            self._run_jobs(jobs)
         self._require_results(self.study.history())
         noise = at_chance(self.study.history(), header.eval_sets, self.study.objective)
         if noise and not header.objective.get("allow_chance"):
@@ -150,6 +156,7 @@ class _Service:
             left = header.budget - self.study.history().of(Role.SEARCH).spent(header.ladder)
             num = self.plan.batch_size
             proposals = optimizer.propose(self.study.history(), num, budget=left) if left > 0 else []
+            check()
             if not proposals:
                 self.study.stop(_stop_reason(left, header.ladder))
                 break
@@ -170,6 +177,7 @@ class _Service:
         rivals = {RECOMMENDED: recommendation.mixture, **self.plan.baselines}
         target = self.study.header.ladder.target.name
         prediction = optimizer.predict(history, list(rivals.values()), fidelity=target)
+        check()
         contenders = [_contender(label, mixture, prediction, i) for i, (label, mixture) in enumerate(rivals.items())]
         self.study.recommend(recommendation, contenders)
         self.tracker.project(self.study)
@@ -296,7 +304,7 @@ class _Service:
             else:
                 waiting.append(job)
         self.tracker.project(self.study)
-        while waiting or running:
+        while (waiting or running) and not asked():
             while waiting and len(running) < self.executor.slots:
                 job = waiting.pop(0)
                 self._mark_running(job)
@@ -310,7 +318,23 @@ class _Service:
                 else:
                     self._keep(report)
                 self.tracker.project(self.study)
+        if asked():
+            self._wind_down(running)
         self.watch.update(self.study, [])
+
+    def _wind_down(self, running: dict[str, Job]) -> None:
+        """Wait until what runs has ended or saved a checkpoint, keep what ended, and stop.
+
+        Nothing is marked failed: the next start goes on with it.
+        """
+        logger.info("stopping jobs=%d; they end or save their state", len(running))
+        self.executor.interrupt()
+        while running:
+            for report in self.executor.collect(_POLL_SECONDS):
+                del running[report.job.fingerprint]
+                if report.results is not None:
+                    self._keep(report)
+        raise KeyboardInterrupt
 
     def _mark_running(self, job: Job) -> None:
         ids = [t.id for t in job.trials if self.study.trial(t.id).status in (Status.PROPOSED, Status.FAILED)]

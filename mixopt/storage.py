@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,13 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ResourceError, StudyError
+from .errors import ResourceError, StudyBusyError, StudyError
 from .identity import fingerprint
 
 logger = logging.getLogger(__name__)
 
 # A quota, or the limit on file sizes that batch systems set.
 _LIMITS = (errno.EDQUOT, errno.EFBIG)
+_LONGEST_NAME = 200  # bytes; file systems take 255, and temporary files add some
 
 
 @contextmanager
@@ -78,6 +80,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
         finally:
             with suppress(FileNotFoundError):
                 temporary.unlink()
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return a place in a folder; names come from ledgers and tables that others may have written.
+
+    Raises:
+        StudyError: If the name would lead elsewhere, or is none that a file system takes.
+    """
+    if (
+        name in ("", ".", "..")
+        or "/" in name
+        or "\\" in name
+        or not name.isprintable()
+        or len(name.encode()) > _LONGEST_NAME
+    ):
+        raise StudyError(
+            f"a name of at most {_LONGEST_NAME} bytes without slashes was expected in {folder}, got {name[:80]!r}; "
+            "rename the trial or domain"
+        )
+    return folder / name
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
@@ -149,7 +171,7 @@ class RunDirectory:
 
     def expert(self, domain: str) -> Path:
         """Index entry of a domain's data expert."""
-        return self.path / "experts" / f"{domain}.json"
+        return _inside(self.path / "experts", f"{domain}.json")
 
     @property
     def scores(self) -> Path:
@@ -158,15 +180,15 @@ class RunDirectory:
 
     def score(self, key: str) -> Path:
         """Token log-probabilities of one expert on one evaluation set."""
-        return self.scores / f"{key}.npy"
+        return _inside(self.scores, f"{key}.npy")
 
     def trial(self, trial_id: str) -> Path:
         """Folder of one trial: its state and curve."""
-        return self.path / "trials" / trial_id
+        return _inside(self.path / "trials", trial_id)
 
     def job(self, fingerprint_: str) -> Path:
         """Folder of one job: checkpoint while it runs, result when done."""
-        return self.path / "jobs" / fingerprint_
+        return _inside(self.path / "jobs", fingerprint_)
 
     def result(self, fingerprint_: str) -> Path:
         """Content-hashed result file of one job."""
@@ -186,9 +208,14 @@ class RunDirectory:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise StudyError(
-                    f"another mixopt process is running the study in {self.path}; wait for it or stop it first"
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise StudyBusyError(
+                    f"another mixopt ({holder}) is running the study in {self.path}; wait for it or stop it first"
                 ) from error
+            with explained_errors(lock):
+                file.truncate(0)
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             try:
                 yield
             finally:

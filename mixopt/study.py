@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, StudyChangedError, StudyError
+from .display import html_table
+from .errors import ConfigError, StudyChangedError, StudyError, did_you_mean
 from .fidelity import Fidelity, Ladder
 from .ledger import Ledger
 from .mixture import Domain
@@ -163,6 +164,7 @@ class Study:
         self.contenders: tuple[Contender, ...] = ()
         self.stopped: str | None = None
         self.batches: list[tuple[str, ...]] = []
+        self.requests: dict[str, tuple[str, tuple[str, ...]]] = {}  # {key: (what was asked for, ids of the batch)}
         self._trials: dict[str, tuple[Trial, int]] = {}
         self._observations: dict[tuple[str, str], tuple[Observation, int]] = {}
         self.told_columns: tuple[str, ...] = ()
@@ -216,7 +218,7 @@ class Study:
     def trial(self, trial_id: str) -> Trial:
         """Return one trial; an unknown id is an error that names it."""
         if trial_id not in self._trials:
-            raise StudyError(f"unknown trial {trial_id!r} in {self.files.ledger}")
+            raise StudyError(f"unknown trial {trial_id!r}{did_you_mean(trial_id, self._trials)} in {self.files.ledger}")
         return self._trials[trial_id][0]
 
     def history(self, *, seeds: bool = False) -> History:
@@ -293,6 +295,26 @@ class Study:
             )  # fmt: skip
         return pd.DataFrame(rows)
 
+    def _repr_html_(self) -> str:
+        """Show what was run, what is best so far and what is recommended."""
+        if not self.headers:
+            return html_table("Study", (), (), note="This study has not begun.")
+        header, trials, best = self.header, self.history(seeds=True).trials, self.best()
+        rows = [
+            (
+                role,
+                len(own),
+                sum(t.status is Status.DONE for t in own),
+                f"{sum(t.price(header.ladder) for t in own):.2f}",
+            )
+            for role in Role
+            if (own := [t for t in trials if t.role is role])
+        ]
+        found = f"best measured {best[1]:.4f} ({best[0].id}); " if best else ""
+        note = f"Minimizes {header.objective['expression']} over {len(header.domains)} domains; {found}{self.stopped or 'not stopped'}."
+        table = html_table(f"Study {header.name}", ("phase", "runs", "done", "cost"), rows, note=note)
+        return table if self.recommendation is None else table + self.recommendation._repr_html_()
+
     # --- writing -------------------------------------------------------------
 
     def check(self, header: Header, *, accept_changes: bool = False) -> None:
@@ -321,14 +343,20 @@ class Study:
         if not self.headers or self.header.to_json() != header.to_json():
             self._append({"type": "study", **header.to_json()})
 
-    def propose(self, trials: Sequence[Trial]) -> None:
-        """Record a batch of trials, whole or not at all."""
+    def propose(self, trials: Sequence[Trial], *, request: tuple[str, str] | None = None) -> None:
+        """Record a batch of trials, whole or not at all.
+
+        Args:
+            trials: The batch.
+            request: Key and content of the request that it answers, for clients that repeat theirs.
+        """
         ids = [trial.id for trial in trials]
         double = next((i for i in ids if i in self._trials or ids.count(i) > 1), None)
         if double:
             raise StudyError(f"trial {double!r} is in {self.files.ledger} already; give every trial an id of its own")
         if trials:
-            self._append({"type": "propose", "trials": [trial.to_json() for trial in trials]})
+            asked = {} if request is None else {"request": list(request)}
+            self._append({"type": "propose", "trials": [trial.to_json() for trial in trials], **asked})
 
     def set_status(self, trial_ids: Sequence[str], status: Status, note: str = "") -> None:
         """Record that trials started, failed or were given up."""
@@ -384,6 +412,8 @@ class Study:
                 self.stopped, self.recommendation = None, None
             case "propose":
                 self.batches.append(tuple(item["id"] for item in data["trials"]))
+                if "request" in data:
+                    self.requests[data["request"][0]] = (data["request"][1], self.batches[-1])
                 self._add(data["trials"], version)
                 self.stopped = None if any(t["role"] == Role.SEARCH for t in data["trials"]) else self.stopped
             case "status":

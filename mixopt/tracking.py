@@ -12,6 +12,7 @@ adds only what is missing. Nothing ever reads from it; `mixopt sync` rebuilds it
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import math
 import os
@@ -27,6 +28,7 @@ from urllib.parse import urlsplit
 
 from . import projection
 from .errors import ConfigError, ResourceError
+from .identity import fingerprint
 from .observation import Observation, Status, Trial
 from .storage import explained_errors
 
@@ -112,10 +114,19 @@ class MlflowTracker:
         """Attach artifacts to the study's own run and end every run nobody works on."""
         self._attempt(lambda: self._finish(study, artifacts, "FAILED" if failed else "FINISHED"))
 
-    def experiment_id(self, study: Study) -> str:
-        """Return the id of the study's experiment, which is made if need be."""
+    def dashboard_link(self, study: Study) -> str:
+        """Return the place of the study's runs in MLflow's UI, with the columns that matter.
+
+        The columns are kept as one of MLflow's shared views, a tag of the experiment.
+        """
         with _opening(self.uri):
-            return self._experiment_for(study)
+            self._find(study)
+            name = fingerprint(list(study.header.domain_names))
+            view = json.dumps(projection.dashboard_view(study))
+            self._client.set_experiment_tag(self._experiment_id, f"mlflow.sharedViewState.mixopt-{name}", view)
+            # MLflow opens on its pages for agents and prompts unless told otherwise.
+            shown = f"workflowType=machine_learning&viewStateShareKey=mixopt-{name}"
+            return f"#/experiments/{self._experiment_id}/runs?{shown}"
 
     # --- the connection ------------------------------------------------------
 
@@ -128,6 +139,8 @@ class MlflowTracker:
                 "DO_NOT_TRACK": "true",
                 "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_REQUEST_SECONDS),
                 "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+                # It would print links to stdout, with the user and password of the URI.
+                "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
             }.items():
                 os.environ.setdefault(name, value)
             import mlflow
@@ -141,7 +154,7 @@ class MlflowTracker:
                 client = mlflow.MlflowClient(tracking_uri=self.uri)
                 client.search_experiments(max_results=1)
             except (*self._errors, ImportError) as error:
-                message = f"no MLflow store answers at {_shown(self.uri)} ({_first_line(error)}); {_REMEDY}"
+                message = f"no MLflow store answers at {shown_uri(self.uri)} ({_first_line(error)}); {_REMEDY}"
                 raise ResourceError(message) from error
         return client
 
@@ -159,7 +172,7 @@ class MlflowTracker:
                 if is_last:
                     reason = _first_line(error)
                     logger.warning(
-                        "tracking stopped uri=%s error=%s; run `mixopt sync STUDY` later", _shown(self.uri), reason
+                        "tracking stopped uri=%s error=%s; run `mixopt sync STUDY` later", shown_uri(self.uri), reason
                     )
 
     # --- finding and making runs ---------------------------------------------
@@ -330,7 +343,7 @@ def _opening(uri: str) -> Iterator[None]:
     else:
         raise ConfigError(
             f"run.tracking_uri: expected http(s)://HOST:PORT, sqlite:///PATH or another database MLflow knows "
-            f"({', '.join(_DATABASES)}), got {_shown(uri)!r}; write for example sqlite:///runs/mlflow.db"
+            f"({', '.join(_DATABASES)}), got {shown_uri(uri)!r}; write for example sqlite:///runs/mlflow.db"
         )
 
 
@@ -341,14 +354,16 @@ def _probe(uri: str, host: str, port: int) -> None:
     try:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
-        message = f"no MLflow server answers at {_shown(uri)} ({_first_line(error)}); {_REMEDY}"
+        message = f"no MLflow server answers at {shown_uri(uri)} ({_first_line(error)}); {_REMEDY}"
         raise ResourceError(message) from error
 
 
 def _sqlite_path(uri: str) -> Path:
     path = uri.partition("?")[0].partition(":///")[2]
     if not path or path == ":memory:":
-        raise ConfigError(f"run.tracking_uri: {uri!r} names no file; write for example sqlite:///runs/mlflow.db")
+        raise ConfigError(
+            f"run.tracking_uri: {shown_uri(uri)!r} names no file; write for example sqlite:///runs/mlflow.db"
+        )
     return Path(path)
 
 
@@ -368,9 +383,21 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _shown(uri: str) -> str:
-    return re.sub(r"://[^/@]*@", "://***@", uri)
+def shown_uri(text: str) -> str:
+    """Return text with the user names, passwords and tokens of URIs in it replaced by `***`."""
+    text = re.sub(r"://[^/?#\s]*@", "://***@", text)
+    return re.sub(
+        r"([?&][^=&\s]*(?:password|passwd|pwd|token|secret)[^=&\s]*=)[^&#\s]*", r"\1***", text, flags=re.IGNORECASE
+    )
+
+
+def without_secrets(uri: str) -> str:
+    """Return a URI without what `shown_uri` hides: what may be kept in a file."""
+    shown = shown_uri(uri)
+    return (
+        uri if shown == uri else re.sub(r"(?<=[?&])[^=&]*=\*\*\*&?", "", shown.replace("://***@", "://")).rstrip("?&")
+    )
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return shown_uri((str(error).strip().splitlines() or [type(error).__name__])[0][:300])

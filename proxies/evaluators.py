@@ -25,7 +25,8 @@ from mixopt.identity import fingerprint
 from mixopt.observation import Observation, Role, Status, Trial, losses_and_scores
 from mixopt.passages import Passages, save_passages
 from mixopt.protocols import Job, TrialResult
-from mixopt.scores import ScoreCard, has_scores, save_scores
+from mixopt.scores import ScoreCard, save_scores
+from mixopt.scores_folder import sound_scores
 from mixopt.storage import RunDirectory, read_json, write_json
 
 from .checkpoint import load_states
@@ -127,6 +128,16 @@ class ProxyEvaluator:
             return [self._score_expert(trial, files) for trial in job.trials]
         return StackRun(self, job, files).train()
 
+    def inputs(self, job: Job, files: RunDirectory) -> list[str]:
+        """Return the files and folders of the run directory that a job reads, as relative paths."""
+        used = {name for trial in job.trials for name, weight in trial.mixture.as_dict().items() if weight > 0}
+        training = [] if job.kind == "score" else [self.shards[name] for name in sorted(used)]
+        tokens = [files.tokens / folder for folder in [*training, *self.eval_shards.values()]]
+        begun = [trial.id for trial in job.trials] if job.kind == "score" else [t.parent for t in job.trials]
+        states = [files.trial(name) / "state.safetensors" for name in begun if name]
+        checkpoint = files.job(job.fingerprint) / "checkpoint.safetensors"
+        return [path.relative_to(files.path).as_posix() for path in [*tokens, *states, checkpoint]]
+
     def limit_threads(self) -> None:
         """Keep torch in this process to the threads of one worker, on a CPU."""
         if self.resolved_device.type == "cpu":
@@ -174,7 +185,7 @@ class ProxyEvaluator:
         write_json(files.expert(trial.label), {"trial": trial.id, "fidelity": trial.fidelity, "scores": scores})
 
     def unscored(self, trial: Trial, files: RunDirectory) -> bool:
-        """Whether a finished expert lacks its scores on some evaluation set.
+        """Whether a finished expert lacks its scores on some evaluation set, or has damaged ones.
 
         Those of another rung than `experts_fidelity` do not feed the MDE and need none.
         """
@@ -182,7 +193,7 @@ class ProxyEvaluator:
             return False
         index = read_json(files.expert(trial.label)) or {"scores": {}}
         keys = {name: self.score_key(trial, trial.fidelity, name) for name in self.eval_shards}
-        return any(index["scores"].get(n) != key or not has_scores(files.scores, key) for n, key in keys.items())
+        return any(index["scores"].get(n) != key or not sound_scores(files.scores, key) for n, key in keys.items())
 
     def measured(self, files: RunDirectory, config: ProxyConfig) -> dict[str, MeasuredSet]:
         """Return {evaluation set: as a model shape reads it}."""

@@ -90,7 +90,7 @@ def hf_config(config: ProxyConfig, architecture: str, separator: int) -> dict[st
         "tie_word_embeddings": False,
         "bos_token_id": separator,
         "eos_token_id": separator,
-        "pad_token_id": None,
+        "pad_token_id": None,  # nosec B105: a token of text
     }
     if architecture == "llama":
         return common | {"intermediate_size": config.active_ffn_width, "head_dim": config.head_dim}

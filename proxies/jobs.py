@@ -19,6 +19,7 @@ from mixopt.errors import StudyError
 from mixopt.observation import Observation, Role, Status, Trial, losses_and_scores
 from mixopt.protocols import Job, TrialResult
 from mixopt.seeding import derive
+from mixopt.stopping import asked, check
 from mixopt.storage import RunDirectory, explained_errors, write_text
 
 from .checkpoint import ModelState, load_states, save_states
@@ -89,10 +90,11 @@ class StackRun:
                 self.meters[run.name].wall_seconds += (now_wall - wall) / len(alive)
             cpu, wall = now_cpu, now_wall
             self._write_curves(alive)
-            if trainer.active and wall - saved > self.evaluator.checkpoint_seconds:
+            if trainer.active and (asked() or wall - saved > self.evaluator.checkpoint_seconds):
                 trainer.sync()
                 self._checkpoint(runs)
                 saved = wall
+                check()
         self._keep_states(runs)
         return [self._result(run) for run in runs]
 

@@ -67,8 +67,8 @@ class TokenShard:
 
     def _load(self, name: str, **options: Any) -> NDArray[Any]:
         try:
-            return np.load(self.path / name, **options)  # type: ignore[no-any-return]
-        except (OSError, ValueError, EOFError) as error:
+            return np.load(self.path / name, allow_pickle=False, **options)  # type: ignore[no-any-return]
+        except Exception as error:  # numpy parses the header as Python and lets any error of that through
             raise ConfigError(
                 f"token shard {self.path}: {name} is missing or damaged ({error}); "
                 "remove the folder and run the study again to rebuild it"

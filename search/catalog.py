@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mixopt.constraints import Constraints
-from mixopt.errors import ConfigError
+from mixopt.errors import ConfigError, did_you_mean
 from mixopt.fidelity import Ladder
 from mixopt.objective import Objective
 from mixopt.protocols import Optimizer, Predictor
@@ -69,7 +69,7 @@ def make(name: str, task: Task) -> Optimizer:
         ConfigError: If there is none, or it cannot solve this task.
     """
     if name not in _MAKERS:
-        raise ConfigError(f"unknown optimizer {name!r}; known are {', '.join(_MAKERS)}")
+        raise ConfigError(f"unknown optimizer {name!r}{did_you_mean(name, _MAKERS)}; known are {', '.join(_MAKERS)}")
     return _MAKERS[name](task)
 
 

@@ -11,7 +11,7 @@ import os
 import sys
 
 # What workers run under (mixopt/execution.py); read by the C library when a process starts.
-from mixopt.ray_executor import ALLOCATOR_SETTINGS
+from mixopt.cluster import ALLOCATOR_SETTINGS
 
 if __name__ != "__mp_main__" and any(name not in os.environ for name in ALLOCATOR_SETTINGS):
     os.environ.update(ALLOCATOR_SETTINGS, OMP_NUM_THREADS="1")

@@ -224,7 +224,6 @@ def test_a_conflicting_row_leaves_the_ledger_as_it_was(tmp_path):
         (["suggest", "mine.yaml", "--candidates", "none.csv"], ["none.csv", "correct the path"]),
         (["run", "mine.yaml"], ["use mixopt suggest and mixopt tell"]),
         (["check", "mine.yaml"], ["use mixopt suggest and mixopt tell"]),
-        (["report", "mine.yaml"], ["use mixopt suggest and mixopt tell"]),
     ],
 )
 def test_wrong_use_is_refused_and_nothing_is_begun(tmp_path, words, parts):
@@ -242,7 +241,7 @@ def test_a_study_that_mixopt_trains_is_not_told(tmp_path, words):
 def test_a_study_that_another_process_holds_is_left_alone(tmp_path):
     study = study_file(tmp_path)
     with RunDirectory(tmp_path / "runs" / "mine").locked():
-        refused(mixopt("suggest", study), "another mixopt process", code=1)
+        refused(mixopt("suggest", study), "another mixopt", code=1)
 
 
 # --- python -----------------------------------------------------------------------

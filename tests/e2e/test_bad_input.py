@@ -179,7 +179,7 @@ def test_an_unknown_objective_column_names_the_columns(tmp_path):
         mixopt("run", study),
         tmp_path,
         2,
-        "objective.expression: unknown column 'loss/webb'; available are loss/web, loss/code",
+        "objective.expression: unknown column 'loss/webb' (did you mean 'loss/web'?); available are loss/web, loss/code",
     )
 
 
@@ -348,7 +348,7 @@ def test_another_vocabulary_is_refused_because_the_tokenizer_is_frozen(tmp_path)
     ("mixture", "parts"),
     [
         ("web=0.5,code=0.4", ["sum to 1", "got 0.9"]),
-        ("web=0.5,cod=0.5", ["unknown domain 'cod'; the study's domains are web, code"]),
+        ("web=0.5,cod=0.5", ["unknown domain 'cod' (did you mean 'code'?); the study's domains are web, code"]),
         ("web", ["expected DOMAIN=WEIGHT with a number, got 'web'"]),
     ],
 )
@@ -360,7 +360,7 @@ def test_an_unknown_rung_to_predict_is_named(tmp_path):
     told(
         mixopt("predict", begun(tmp_path), "--mixture", "web=1", "--fidelity", "tpo"),
         2,
-        "unknown rung 'tpo'; the ladder has low, top",
+        "unknown rung 'tpo' (did you mean 'top'?); the ladder has low, top",
     )
 
 

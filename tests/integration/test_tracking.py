@@ -1,3 +1,4 @@
+import json
 import logging
 import shutil
 import socket
@@ -216,6 +217,33 @@ def test_run_directory_may_hold_quotes_and_spaces(make_tracker, tmp_path):
     tracker.project(study)
     make_tracker().project(study)
     assert len(all_runs(tracker)) == len(study.trials) + 1
+
+
+def test_the_dashboard_shows_the_columns_of_the_study(make_tracker, tmp_path):
+    study, tracker = finished_study(tmp_path / "study"), make_tracker()
+    tracker.project(study)
+    link = tracker.dashboard_link(study)
+    key = link.partition("viewStateShareKey=")[2]
+    experiment = tracker._client.get_experiment_by_name(study.header.name)
+    columns = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])["selectedColumns"]
+    assert link.startswith(f"#/experiments/{experiment.experiment_id}/runs?")
+    # A column that no run has would be empty.
+    data = [run.data for run in all_runs(tracker)]
+    shown = {f"metrics.`{k}`" for d in data for k in d.metrics} | {f"params.`{k}`" for d in data for k in d.params}
+    shown |= {f"tags.`{k}`" for d in data for k in d.tags}
+    assert set(columns) <= shown
+    assert {"metrics.`objective`", "params.`w.python`", "tags.`mixopt.status`"} <= set(columns)
+    assert tracker.dashboard_link(study) == link
+
+
+def test_the_description_of_a_run_says_why_it_was_made(make_tracker, tmp_path):
+    study, tracker = finished_study(tmp_path / "study"), make_tracker()
+    tracker.project(study)
+    note = run_of(tracker, "search-008").data.tags["mlflow.note.content"]
+    trial = study.trial("search-008")
+    assert trial.reason in note
+    assert "python" in note
+    assert "mixopt report" in run_of(tracker, "study").data.tags["mlflow.note.content"]
 
 
 def test_two_studies_of_one_name_stay_apart(make_tracker, tmp_path):

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from mixopt import Mixture, Observation, Role, Status, Trial
-from mixopt.ray_executor import ALLOCATOR_SETTINGS, RayExecutor
+from mixopt.cluster import ALLOCATOR_SETTINGS
 from mixopt.protocols import Job, TrialResult
+from mixopt.ray_executor import RayExecutor
 
 
 @pytest.mark.slow

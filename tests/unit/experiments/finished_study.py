@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mixopt.config import validate
+from mixopt.experiments.build import Location, save_config
 from mixopt.fidelity import Ladder
 from mixopt.mixture import Domain, Mixture
 from mixopt.objective import EvalSet
@@ -126,6 +128,15 @@ def finished_study(directory: Path, *, note: str = "loss is not finite", seeds=(
             run(study, [trial], noise=noise[label][number])
     for trial in study.trials:
         write_curve(study, trial.id)
+    return study
+
+
+def with_config(study: Study) -> Study:
+    """The same study with the study file beside it that its optimizer is made from."""
+    fields = {
+        "name": HEADER.name, "domains": {name: {"path": f"{name}.txt"} for name in NAMES}, "objective": HEADER.objective,
+    }  # fmt: skip
+    save_config(Location(validate(fields, "study.yaml"), study.files.path))
     return study
 
 

@@ -10,8 +10,8 @@ from tests.e2e.command_line import mixopt, write_text
 from tests.unit.experiments.finished_study import BEST, HEADER, NAMES, finished_study, started_study
 
 VERBS = (
-    "init", "check", "run", "status", "predict", "suggest", "tell", "replay", "convert", "report", "dashboard", "sync",
-    "doctor", "bench", "export-model",
+    "init", "check", "run", "status", "predict", "suggest", "tell", "serve", "replay", "convert", "report", "dashboard",
+    "sync", "doctor", "bench", "export", "export-model",
 )  # fmt: skip
 LADDER = [{"name": rung.name, "tokens": rung.num_tokens} for rung in HEADER.ladder]
 

@@ -1,26 +1,35 @@
-import base64
 import csv
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 
 from mixopt.experiments import comparison as comparison_module
 from mixopt.experiments.comparison import compare, costs
-from mixopt.experiments.report import gain_sentences, mixture_rows, write_report
-from mixopt.mixture import Mixture
-from mixopt.observation import Role, Trial
+from mixopt.experiments.external import ExternalStudy
+from mixopt.experiments.report import write_report
+from mixopt.experiments.sentences import commands, gain_sentences, mixture_rows
+from mixopt.fidelity import Ladder
+from mixopt.mixture import Domain, Mixture
+from mixopt.objective import EvalSet
+from mixopt.observation import Observation, Role, Status, Trial
+from mixopt.proposal import Recommendation
+from mixopt.protocols import TrialResult
 from mixopt.study import Study
 from tests.unit.experiments.finished_study import (
     EVAL_SETS,
     HEADER,
     NAMES,
+    expert,
     finished_study,
     losses,
     run,
     started_study,
+    with_config,
 )
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "use"}
@@ -180,7 +189,7 @@ def test_epochs_are_weight_times_length_over_available_tokens(tmp_path):
 
 def test_report_is_one_file_without_outside_resources(tmp_path):
     text = report(finished_study(tmp_path), tmp_path, target_tokens=2_000_000)
-    assert not re.search(r"https?://|//cdn|@import|<script|<link|<iframe", text)
+    assert not re.search(r"https?://|//cdn|@import|<script[ >]|<link|<iframe", text)
     links = Page(text).values("href", "src", "xlink:href", "srcset", "action")
     assert links
     assert all(link.startswith(("data:", "#")) for link in links)
@@ -211,22 +220,133 @@ def test_every_trial_is_in_the_table(tmp_path):
     assert all(f'<th scope="row">{trial.id}</th>' in text for trial in study.trials)
 
 
-def test_the_numbers_can_be_downloaded(tmp_path):
+def downloads(text):
+    """{file name: rows} of all links that hold a CSV."""
+    page, found = Page(text), {}
+    links = [value for tag, name, value in page.attributes if tag == "a" and name == "href"]
+    names = iter([value for tag, name, value in page.attributes if tag == "a" and name == "download"])
+    for link in links:
+        if link.startswith("data:text/csv"):
+            found[next(names)] = list(csv.DictReader(io.StringIO(unquote(link.partition(",")[2]))))
+    return found
+
+
+def test_the_numbers_can_be_downloaded_and_are_the_studys(tmp_path):
     study = finished_study(tmp_path)
-    links = [link for link in Page(report(study, tmp_path)).values("href") if link.startswith("data:text/csv")]
-    tables = [list(csv.DictReader(io.StringIO(base64.b64decode(link.partition(",")[2]).decode()))) for link in links]
-    runs = tables[0]
+    tables = downloads(report(study, tmp_path))
+    runs = tables["three-sets-runs.csv"]
     assert len(runs) == len(study.observations)
-    assert float(runs[0]["weight/web"]) == 1.0
-    assert {len(table) for table in tables[1:]} == {len(study.trials), 4, 9, 3}
+    frame = study.to_frame()
+    assert [float(row["loss/jargon"]) for row in runs] == pytest.approx(frame["loss/jargon"].tolist(), rel=1e-9)
+    assert [row["trial"] for row in tables["three-sets-trials.csv"]] == [trial.id for trial in study.trials]
+    weights = {row["domain"]: float(row["recommended"]) for row in tables["three-sets-mixture.csv"]}
+    assert weights == pytest.approx(study.recommendation.mixture.as_dict())
+    assert len(tables["three-sets-comparison.csv"]) == len(compare(study))
 
 
-def test_figures_are_described_and_tables_have_captions(tmp_path):
-    text = report(finished_study(tmp_path), tmp_path)
-    assert text.count('role="img" aria-label="') == text.count("<figure>") == 5
+def test_every_figure_has_its_numbers_a_heading_and_a_description(tmp_path):
+    text = report(with_config(finished_study(tmp_path / "run")), tmp_path)
+    num = text.count("<figure ")
+    assert num == 11
+    assert text.count('role="img"') == text.count("<figcaption>") == num
+    assert len(downloads(text)) == num + 5
     assert text.count("<caption>") == text.count("<table>")
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
+
+
+def test_the_five_questions_come_in_order_and_are_answered_at_the_top(tmp_path):
+    text = report(finished_study(tmp_path), tmp_path)
+    places = [
+        text.index(f'<h2 id="{name}">') for name in ("mixture", "gain", "certainty", "cost", "next", "behind", "trials")
+    ]
+    assert places == sorted(places)
+    assert text.index('<nav class="short"') < places[0]
+
+
+def test_the_page_forbids_scripts_and_network(tmp_path):
+    text = report(finished_study(tmp_path), tmp_path)
+    assert "default-src 'none'" in text
+    assert not re.search(r"\son\w+=", text)
+
+
+def test_what_to_type_next_names_the_export_and_the_run(tmp_path):
+    said = dict(commands(finished_study(tmp_path / "runs" / "mine")))
+    assert "mixopt export runs/mine --format megatron" in said.values()
+    assert "mixopt run runs/mine" in said.values()
+
+
+def test_a_figure_that_does_not_apply_is_left_out_with_a_reason(tmp_path):
+    text = report(finished_study(tmp_path), tmp_path)
+    assert 'id="figure-responses"' not in text
+    assert "What each domain does. Left out: the study&#39;s surrogate could not be opened." in text
+
+
+@pytest.mark.parametrize("labels", [["web"], NAMES])
+def test_a_study_of_one_trial_and_one_of_experts_only_get_a_report(tmp_path, labels):
+    study = Study(tmp_path)
+    study.begin(HEADER)
+    run(study, [expert(name) for name in labels])
+    text = report(with_config(study), tmp_path)
+    assert "no mixture is recommended yet" in text
+    assert 'id="figure-experts"' in text
+
+
+def test_a_study_whose_trials_all_failed_gets_a_report(tmp_path):
+    study = Study(tmp_path)
+    study.begin(HEADER)
+    study.propose([expert(name) for name in NAMES])
+    for name in NAMES:
+        study.finish(TrialResult(f"expert-{name}", Status.ABANDONED, (), "loss is not finite"))
+    text = report(with_config(study), tmp_path)
+    assert "4 runs gave no result" in text
+    assert text.count("loss is not finite") >= 4
+
+
+def test_an_external_study_gets_a_report(tmp_path):
+    study = ExternalStudy.create(tmp_path, domains=["a", "b", "c"], objective="mean(loss/x, loss/y)", ladder={"t": 2.0})
+    rng = np.random.default_rng(0)
+    for suggestion in study.ask(5):
+        study.tell(
+            suggestion.run, {"x": 2 + suggestion.weights["a"], "y": 3 - suggestion.weights["a"] + 0.01 * rng.normal()}
+        )
+    study.recommend()
+    text = report(Study(tmp_path), tmp_path)
+    Page(text)
+    assert "mixopt trains nothing here" in text
+    assert 'id="figure-responses"' in text
+    assert "mixopt suggest" in text
+
+
+def large_study(directory, *, num_domains=64, num_trials=300):
+    """A search of many runs over many domains, recommended but not validated."""
+    domains = tuple(Domain(f"domain-{i:02d}", 1_000_000 + i, 10, 4_000_000) for i in range(num_domains))
+    names, sets = [d.name for d in domains], tuple(EvalSet(d.name, 1000, 3000) for d in domains)
+    ladder = Ladder.from_flops([("low", "m", 10, 1000, 1e9), ("top", "m", 10, 4000, 4e9)], fixed_cost=0.05)
+    objective = {"expression": "mean(loss/domain-0*)", "unit": "bits_per_byte"}
+    study = Study(directory)
+    study.begin(replace(HEADER, domains=domains, eval_sets=sets, ladder=ladder, objective=objective))
+    rng = np.random.default_rng(0)
+    mixtures = [Mixture.normalized(names, row) for row in rng.dirichlet(np.full(num_domains, 0.3), size=num_trials)]
+    trials = [Trial(f"search-{i:04d}", Role.SEARCH, m, "top", i, "sobol", "next point") for i, m in enumerate(mixtures)]
+    study.propose(trials)
+    for trial in trials:
+        values = {name: float(2 - trial.mixture.weights[i]) for i, name in enumerate(names)}
+        study.finish(TrialResult(trial.id, Status.DONE, (Observation(trial.id, "top", values),)))
+    mean, std = {"objective": 1.2}, {"objective": 0.01}
+    study.recommend(Recommendation(mixtures[0], "top", mean, std, 0.02, ("search-0000",), "sobol"), [])
+    return study
+
+
+def test_many_domains_and_trials_give_a_page_of_a_few_megabytes(tmp_path):
+    text = report(large_study(tmp_path), tmp_path)
+    assert len(text) < 2_000_000
+    tables = downloads(text)
+    assert len(tables["three-sets-runs.csv"]) == len(tables["three-sets-trials.csv"]) == 300
+    without_numbers = re.sub(r'href="data:[^"]*"', "", text)
+    assert len(without_numbers) < 500_000
+    assert "40 smallest are drawn together" in text
+    assert "Shown are the newest 150 of 300" in text
 
 
 def test_unfinished_study_gets_a_report_that_says_what_is_missing(tmp_path):

@@ -135,7 +135,7 @@ def test_the_order_of_the_domains_is_kept(tmp_path):
         ({"domains": {"a b": {"path": "x"}}}, "domain name 'a b' must start with a letter or digit"),
         ({"name": "a/b"}, "study name 'a/b'"),
         ({"eval_sets": {"web": {"path": "x"}}}, "eval_sets.web: a domain has this name"),
-        ({"experts": {"fidelity": "tpo"}}, "experts.fidelity: unknown rung 'tpo'; the ladder has low, mid, top"),
+        ({"experts": {"fidelity": "tpo"}}, "experts.fidelity: unknown rung 'tpo' (did you mean 'top'?); the ladder has low, mid, top"),
         ({"search": {"optimizer": "magic"}}, "search.optimizer: Input should be 'mfbo', 'random', 'sobol' or 'listed', got 'magic'"),
         ({"search": {"budget": -1}}, "search.budget: Input should be greater than or equal to 0, got -1"),
         ({"search": {"budget": float("inf")}}, "search.budget"),

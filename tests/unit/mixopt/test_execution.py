@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pytest
 
 from mixopt import Mixture, Observation, ResourceError, Role, Status, TrainingError, Trial
+from mixopt.cluster import probe_address
 from mixopt.execution import SerialExecutor, read_results, run_job
 from mixopt.protocols import Job, TrialResult
-from mixopt.ray_executor import probe_address
 from mixopt.storage import RunDirectory
 
 

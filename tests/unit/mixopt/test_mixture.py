@@ -46,7 +46,7 @@ def test_numbers_without_a_positive_sum_cannot_be_normalized(weights):
 
 def test_a_vertex_puts_all_weight_on_one_domain():
     assert Mixture.vertex(NAMES, "code").weights.tolist() == [0, 1, 0]
-    with pytest.raises(MixtureError, match="unknown domain 'cod'; the study's domains are web, code, books"):
+    with pytest.raises(MixtureError, match="unknown domain 'cod' .*; the study's domains are web, code, books"):
         Mixture.vertex(NAMES, "cod")
 
 
@@ -71,7 +71,7 @@ def test_parse_reads_what_is_typed_in_any_order_and_spacing():
         ("web=lots,code=0.4", "expected DOMAIN=WEIGHT with a number, got 'web=lots'"),
         ("web=nan,code=1", "expected DOMAIN=WEIGHT with a number, got 'web=nan'"),
         ("web=inf", "expected DOMAIN=WEIGHT with a number, got 'web=inf'"),
-        ("web=0.6,cod=0.4", "unknown domain 'cod'; the study's domains are web, code, books"),
+        ("web=0.6,cod=0.4", "unknown domain 'cod' .*; the study's domains are web, code, books"),
         ("web=0.5,web=0.5", "domain 'web' is given twice"),
         ("web=0.5,code=0.4", "sum to 1"),
         ("web=1.5,code=-0.5", "non-negative"),

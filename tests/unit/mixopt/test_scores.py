@@ -8,8 +8,8 @@ import pytest
 
 from mixopt import MixtureError, StudyError
 from mixopt.passages import Passages, read_passages, save_passages
-from mixopt.scores import ExpertScores, ScoreCard, ScoreFile, has_scores, save_scores
-from mixopt.scores_folder import load_scores
+from mixopt.scores import ExpertScores, ScoreCard, ScoreFile, save_scores
+from mixopt.scores_folder import load_scores, sound_scores
 from mixopt.storage import read_json, write_json
 
 NAMES = ("web", "code", "books")
@@ -102,9 +102,9 @@ def test_sets_are_opened_in_the_asked_order_or_by_name(tmp_path):
 
 def test_scores_are_there_only_with_their_card(tmp_path):
     folder = folder_of(tmp_path)
-    assert has_scores(folder, "k-web")
+    assert sound_scores(folder, "k-web")
     (folder / "k-web.json").unlink()
-    assert not has_scores(folder, "k-web")
+    assert not sound_scores(folder, "k-web")
 
 
 # --- which expert ----------------------------------------------------------------

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -153,7 +154,8 @@ def second_driver(folder):
 
 def test_a_second_driver_is_refused_while_the_first_one_runs(tmp_path):
     with RunDirectory(tmp_path / "run").locked():
-        assert second_driver(tmp_path / "run").startswith("another mixopt process is running the study in")
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        assert second_driver(tmp_path / "run").startswith(f"another mixopt ({holder}) is running the study in")
     assert second_driver(tmp_path / "run") == "locked"
 
 
