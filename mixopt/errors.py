@@ -56,9 +56,11 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that was probably meant, or None where none is close."""
     import difflib  # read only once something went wrong
 
-    # What columns share before the slash says nothing.
-    names = {other.rpartition("/")[2].lower(): other for other in known}
-    wanted = name.rpartition("/")[2].lower()
+    # Losses are not offered for scores, and what they share before the slash makes no two of them alike.
+    kind, slash, wanted = name.lower().rpartition("/")
+    names = {
+        other.lower().rpartition("/")[2]: other for other in known if not slash or other.lower().startswith(f"{kind}/")
+    }
     close = difflib.get_close_matches(wanted.replace("_", "-"), [*names], n=1)
     close = close or difflib.get_close_matches(wanted, [*names], n=1)
     return names[close[0]] if close else None

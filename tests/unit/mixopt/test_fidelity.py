@@ -108,5 +108,5 @@ def test_names_are_unique_and_there_is_at_least_one():
 
 
 def test_an_unknown_rung_names_those_that_are_there():
-    with pytest.raises(ConfigError, match="unknown rung 'tp' .*; the ladder has low, mid, wide, top"):
+    with pytest.raises(ConfigError, match=r"unknown rung 'tp' .*; the ladder has low, mid, wide, top"):
         ladder()["tp"]

@@ -46,7 +46,7 @@ def test_numbers_without_a_positive_sum_cannot_be_normalized(weights):
 
 def test_a_vertex_puts_all_weight_on_one_domain():
     assert Mixture.vertex(NAMES, "code").weights.tolist() == [0, 1, 0]
-    with pytest.raises(MixtureError, match="unknown domain 'cod' .*; the study's domains are web, code, books"):
+    with pytest.raises(MixtureError, match=r"unknown domain 'cod' .*; the study's domains are web, code, books"):
         Mixture.vertex(NAMES, "cod")
 
 
