@@ -10,6 +10,7 @@ import pytest
 
 from mixopt.execution import SerialExecutor
 from mixopt.observation import Role, Status
+from mixopt.ray_executor import RayExecutor
 from mixopt.search.problems import SyntheticEvaluator
 from mixopt.service import run_study
 from mixopt.storage import read_json
@@ -43,11 +44,20 @@ class Hungry(SyntheticEvaluator):
         return super().evaluate(job, directory)
 
 
-def test_a_job_out_of_memory_is_tried_again_with_its_reason_in_the_ledger(fault, tmp_path):
+@pytest.mark.parametrize("kind", ["serial", pytest.param("ray", marks=[pytest.mark.faults, pytest.mark.ray])])
+def test_a_job_out_of_memory_is_tried_again_with_its_reason_in_the_ledger(fault, tmp_path, kind):
     plan = a_plan(evaluator=Hungry(PROBLEM, LADDER))
-    with fault("a job out of memory (a real MemoryError)") as told:
-        executor = SerialExecutor(plan.evaluator, tmp_path / "hungry")
-        run_study(Study(tmp_path / "hungry"), plan, executor=executor, tracker=NullTracker())
+    with fault(f"a job out of memory (a real MemoryError), {kind}") as told:
+        (tmp_path / "hungry").mkdir()
+        executor = (
+            SerialExecutor(plan.evaluator, tmp_path / "hungry")
+            if kind == "serial"
+            else RayExecutor(plan.evaluator, tmp_path / "hungry", workers=2)
+        )
+        try:
+            run_study(Study(tmp_path / "hungry"), plan, executor=executor, tracker=NullTracker())
+        finally:
+            executor.shutdown()
         calm = a_plan()
         executor = SerialExecutor(calm.evaluator, tmp_path / "calm")
         run_study(Study(tmp_path / "calm"), calm, executor=executor, tracker=NullTracker())
