@@ -243,7 +243,7 @@ class WhatIf:
         others[place] = 0.0
         if others.sum() <= 0:
             others = np.where(np.arange(len(others)) == place, 0.0, 1.0)
-        moved = others / others.sum() * (1 - share)
+        moved = others / (others.sum() or 1.0) * (1 - share)  # a single domain has no others
         moved[place] = share
         return np.asarray(moved)
 

@@ -28,6 +28,6 @@ def file_fingerprint(path: Path) -> str:
     """Return the first 16 hex digits of the SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 16):
             digest.update(block)
     return digest.hexdigest()[:_HEX_DIGITS]

@@ -26,7 +26,7 @@ from .questions import KIND as MULTIPLE_CHOICE
 from .questions import TaskShard, TaskSource, evenly
 from .text import TextSource
 from .tokenizer import TextTokenizer, train_tokenizer
-from .tokens import TokenShard, spread
+from .tokens import TokenShard, is_whole, spread
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ class _Builder:
         identity = {**key, "part": "eval", "tokens": num_tokens}
         known = read_json(self.root / "eval.json") or {}
         found = known.get(f"{name}/{self.tokenizer.fingerprint}")
-        if found and found["identity"] == identity and (self.root / found["folder"] / "meta.json").exists():
+        if found and found["identity"] == identity and is_whole(self.root / found["folder"]):
             return TokenShard(self.root / found["folder"])
         pool = list(islice(self._announced(documents(), f"choose evaluation text {name}"), _MOST_HELD_OUT))
         if not pool:

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from mixopt.errors import ConfigError
 from mixopt.identity import fingerprint
 from mixopt.passages import MULTIPLE_CHOICE, Passages
-from mixopt.storage import read_json, save_array, write_json
+from mixopt.storage import save_array, write_json
 
 from .text import TextSource
 from .tokenizer import TextTokenizer
-from .tokens import TokenShard
+from .tokens import TokenShard, checksums, is_whole
 
 KIND = MULTIPLE_CHOICE
 
@@ -132,7 +132,7 @@ class TaskShard(TokenShard):
         """Tokenize questions into a shard, or reuse the one that is there; see `TokenShard.build`."""
         identity = fingerprint({"tokenizer": tokenizer.fingerprint, **key})
         shard = cls(root / f"{name}-{identity}")
-        if read_json(shard.path / "meta.json") is None:
+        if not is_whole(shard.path):
             shard._write_questions(questions, tokenizer, identity)
         return shard
 
@@ -165,7 +165,10 @@ class TaskShard(TokenShard):
             "num_tokens": sum(len(scored[i]) for i in right),
             "num_bytes": sum(len(texts[i].encode()) for i in right),
         }
-        write_json(self.path / "meta.json", {**meta, "separator": tokenizer.separator, "fingerprint": identity})
+        write_json(
+            self.path / "meta.json",
+            {**meta, "separator": tokenizer.separator, "fingerprint": identity, **checksums(self.path)},
+        )
 
 
 def passages(name: str, shard: TokenShard) -> Passages:

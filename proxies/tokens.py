@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixopt.errors import ConfigError
-from mixopt.identity import fingerprint
+from mixopt.identity import file_fingerprint, fingerprint
 from mixopt.mixture import Mixture
 from mixopt.seeding import derive, generator
 from mixopt.storage import atomic_path, read_json, save_array, write_json
@@ -89,7 +89,7 @@ class TokenShard:
         """
         identity = fingerprint({"tokenizer": tokenizer.fingerprint, **key})
         shard = cls(root / f"{name}-{identity}")
-        if read_json(shard.path / "meta.json") is None:
+        if not is_whole(shard.path):
             shard._write(documents, tokenizer, identity, max_tokens=key.get("max_tokens"))
         return shard
 
@@ -105,8 +105,29 @@ class TokenShard:
                 num_bytes += size
         save_array(self.path / "offsets.npy", np.frombuffer(offsets, dtype=np.int64))
         meta = {"num_tokens": offsets[-1], "num_docs": len(offsets) - 1, "num_bytes": num_bytes}
-        write_json(self.path / "meta.json", {**meta, "separator": tokenizer.separator, "fingerprint": identity})
+        whole = {**meta, "separator": tokenizer.separator, "fingerprint": identity, **checksums(self.path)}
+        write_json(self.path / "meta.json", whole)
         logger.info("shard built path=%s tokens=%d documents=%d", self.path, meta["num_tokens"], meta["num_docs"])
+
+
+def checksums(path: Path) -> dict[str, dict[str, str]]:
+    """Return what a shard's meta.json says of the arrays beside it: {"files": {name: hash}}."""
+    return {"files": {file.name: file_fingerprint(file) for file in sorted(path.glob("*.npy"))}}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard is there as it was written; reads all of it, once per start of a study."""
+    meta = read_json(path / "meta.json")
+    if meta is None:
+        return False
+    # Shards of earlier versions do not say.
+    files = meta.get("files", {})
+    damaged = [
+        name for name, digest in files.items() if not (path / name).exists() or file_fingerprint(path / name) != digest
+    ]
+    if damaged:
+        logger.warning("token shard damaged path=%s files=%s; it is made again", path, ",".join(damaged))
+    return not damaged
 
 
 def _encoded(

@@ -243,3 +243,17 @@ def test_spread_takes_documents_from_the_whole_set(tmp_path):
     assert max(places) > 180
     assert min(places) < 20
     assert limit == 40
+
+
+@pytest.mark.parametrize("file", ["tokens.npy", "offsets.npy"])
+def test_a_shard_in_which_a_bit_flipped_is_made_again(tmp_path, caplog, file):
+    tokenizer = _tokenizer(tmp_path / "tokenizer.json")
+    shard = TokenShard.build(tmp_path, "a", DOCUMENTS, tokenizer=tokenizer, key={})
+    true, content = shard.tokens.copy(), (shard.path / file).read_bytes()
+    damaged = bytearray(content)
+    damaged[-3] ^= 4
+    (shard.path / file).write_bytes(damaged)
+    again = TokenShard.build(tmp_path, "a", DOCUMENTS, tokenizer=tokenizer, key={})
+    assert np.array_equal(again.tokens, true)
+    assert (shard.path / file).read_bytes() == content
+    assert f"damaged path={shard.path} files={file}" in caplog.text
