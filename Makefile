@@ -49,7 +49,7 @@ format:
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Real damage on real Ray and MLflow, and 10,000 damaged files per reader (docs/reliability.md): under 15 minutes on two cores.
+# Real damage on real Ray and MLflow, and 10,000 damaged files per reader (docs/reliability.md).
 test-faults: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/property/test_study_machine.py -m ""
 	OMP_NUM_THREADS=1 FUZZ_INPUTS=10000 $(BIN)/python -m pytest tests/fuzz

@@ -6,10 +6,9 @@ in `export_python.py` and `export_syntax.py`.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
-from mixopt.errors import ConfigError
+from mixopt.errors import ConfigError, closest
 
 TOKENS, DOCUMENTS, ROWS = "tokens", "documents", "rows kept"
 
@@ -178,8 +177,8 @@ def find_format(name: str) -> Format:
     """
     if name in FORMATS:
         return FORMATS[name]
-    close = difflib.get_close_matches(name.lower().replace("_", "-"), FORMATS, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    close = closest(name, FORMATS)
+    hint = f"; did you mean {close!r}?" if close else ";"
     raise ConfigError(f"--format: unknown format {name!r}{hint} Known are {', '.join(FORMATS)}")
 
 
