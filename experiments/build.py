@@ -359,9 +359,10 @@ def build_plan(location: Location, header: Header, evaluator: ProxyEvaluator) ->
         return [t for t in done if evaluator.unscored(t, study.files)]
 
     num_jobs = math.ceil(config.search.batch_size / config.run.stack)
-    if config.run.executor == "ray" and num_jobs < config.run.workers:
+    if config.run.executor == "ray" and config.search.synchronous and num_jobs < config.run.workers:
         logger.warning(
-            "workers idle jobs_per_batch=%d workers=%d; raise search.batch_size or lower run.stack",
+            "workers idle jobs_per_batch=%d workers=%d; raise search.batch_size, lower run.stack, or set "
+            "search.synchronous: false",
             num_jobs,
             config.run.workers,
         )
@@ -376,6 +377,7 @@ def build_plan(location: Location, header: Header, evaluator: ProxyEvaluator) ->
         baselines=build_baselines(config, header),
         validation_seeds=config.validation.seeds,
         stack=config.run.stack,
+        synchronous=config.search.synchronous,
         retries=config.run.retries,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -45,6 +46,8 @@ class Plan:
         predictor: Opens the MDE of the experts' scores; None when there are no experts.
         unscored: Finished experts that lack scores on some evaluation set.
         batch_size: Trials proposed at a time.
+        synchronous: Whether a whole batch ends before the next is proposed; else a free worker gets the next
+            trials at once.
         baselines: {label: mixture} compared with the recommendation.
         validation_seeds: Runs per contender.
         stack: Most trials in one job.
@@ -61,6 +64,7 @@ class Plan:
     validation_seeds: int
     stack: int
     retries: int
+    synchronous: bool = True
 
 
 def run_study(
@@ -151,17 +155,35 @@ class _Service:
     def _search(self, optimizer: Optimizer) -> None:
         header = self.study.header
         self.watch.phase("search", f"{optimizer.name}, budget {header.budget:g} top-rung runs")
-        self._run_pending(Role.SEARCH)
-        while self.study.stopped is None:
-            left = header.budget - self.study.history().of(Role.SEARCH).spent(header.ladder)
-            num = self.plan.batch_size
-            proposals = optimizer.propose(self.study.history(), num, budget=left) if left > 0 else []
-            check()
-            if not proposals:
+        if not self.plan.synchronous:
+            self._run_jobs(self._pending(Role.SEARCH), more=lambda: self._next(optimizer, self._share(), wait=True))
+            return
+        jobs: Sequence[Job] = self._pending(Role.SEARCH)
+        while jobs or self.study.stopped is None:
+            self._run_jobs(jobs)
+            jobs = self._next(optimizer, self.plan.batch_size)
+
+    def _next(self, optimizer: Optimizer, num: int, *, wait: bool = False) -> list[Job]:
+        """Propose up to `num` trials and return their jobs; none if the search has ended.
+
+        Args:
+            optimizer: Whom to ask.
+            num: Most trials.
+            wait: While others still run, an optimizer that wants nothing is asked again when they have ended.
+        """
+        if self.study.stopped is not None:
+            return []
+        header, history = self.study.header, self.study.history()
+        left = header.budget - history.of(Role.SEARCH).spent(header.ladder)
+        proposals = optimizer.propose(history, num, budget=left) if left > 0 else []
+        if asked():  # what runs beside this may still end well: the caller stops
+            return []
+        if not proposals:
+            if not (wait and history.of(Role.SEARCH).pending):
                 self.study.stop(_stop_reason(left, header.ladder))
-                break
-            self.study.propose(self._number(proposals))
-            self._run_pending(Role.SEARCH)
+            return []
+        self.study.propose(self._number(proposals))
+        return self._jobs(self.study.batches[-1:], Role.SEARCH)
 
     def _recommend(self, optimizer: Optimizer) -> None:
         known = {contender.label: contender.mixture for contender in self.study.contenders}
@@ -264,48 +286,65 @@ class _Service:
     # --- jobs ----------------------------------------------------------------
 
     def _run_pending(self, role: Role) -> None:
-        """Run the unfinished trials of a role, in the stacks of the batches they were proposed in.
+        self._run_jobs(self._pending(role))
+
+    def _pending(self, role: Role) -> list[Job]:
+        """Return the jobs of the unfinished trials of a role."""
+        return self._jobs(self.study.batches, role)
+
+    def _jobs(self, batches: Sequence[Sequence[str]], role: Role) -> list[Job]:
+        """Return the jobs of a role's unfinished trials, in the stacks of the batches they were proposed in.
 
         Packing looks at whole batches, finished trials included, so that a resumed
         study trains the same stacks as an uninterrupted one.
         """
         current = {trial.id: trial for trial in self._current(role)}
         jobs = []
-        for batch in self.study.batches:
+        for batch in batches:
             trials = [current[trial_id] for trial_id in batch if trial_id in current]
             for stack in pack(trials, self.study.header.ladder, self._stack_size(role, len(trials))):
                 if any(unfinished(trial) for trial in stack):
                     jobs.append(self._job(stack, "train"))
-        self._run_jobs(jobs)
+        return jobs
 
     def _stack_size(self, role: Role, num_trials: int) -> int:
         """Return the most trials per job: a short batch of the search makes as many jobs as a full one.
 
         Otherwise the last batch would leave workers idle. Contenders of one validation
-        seed and experts stay together as far as they fit.
+        seed and experts stay together as far as they fit, as do trials for one free worker.
         """
-        if role is not Role.SEARCH:
+        if role is not Role.SEARCH or not self.plan.synchronous:
             return self.plan.stack
         num_jobs = math.ceil(self.plan.batch_size / self.plan.stack)
         return min(self.plan.stack, max(1, math.ceil(num_trials / num_jobs)))
+
+    def _share(self) -> int:
+        """Return how many trials one job of a full batch holds."""
+        return math.ceil(self.plan.batch_size / math.ceil(self.plan.batch_size / self.plan.stack))
 
     def _job(self, trials: Sequence[Trial], kind: str) -> Job:
         # Names are part of it: two trials of equal content (the optimum may be uniform) are two results.
         content = self.plan.evaluator.fingerprint(trials, kind)
         return Job(fingerprint([content, [trial.id for trial in trials]]), tuple(trials), kind)
 
-    def _run_jobs(self, jobs: Sequence[Job]) -> None:
-        waiting, attempts = [], {job.fingerprint: 0 for job in jobs}
-        running: dict[str, Job] = {}
-        for job in jobs:
-            known = read_json(self.study.files.result(job.fingerprint))
-            if known is not None:
-                self._keep(JobReport(job, read_results(known)))
-            else:
-                waiting.append(job)
+    def _run_jobs(self, jobs: Sequence[Job], *, more: Callable[[], Sequence[Job]] = lambda: ()) -> None:
+        """Run jobs to their end.
+
+        Args:
+            jobs: What to begin with.
+            more: Asked for further jobs when a worker has none: at the start, and again after each report.
+        """
+        waiting, running = self._without_results(jobs), dict[str, Job]()
+        attempts: Counter[str] = Counter()
         self.tracker.project(self.study)
-        while (waiting or running) and not asked():
-            while waiting and len(running) < self.executor.slots:
+        ask = True
+        while (waiting or running or ask) and not asked():
+            while len(running) < self.executor.slots:
+                if not waiting and ask:
+                    waiting = self._without_results(more())
+                    ask = bool(waiting)
+                if not waiting:
+                    break
                 job = waiting.pop(0)
                 self._mark_running(job)
                 running[job.fingerprint] = job
@@ -317,10 +356,22 @@ class _Service:
                     waiting.insert(0, report.job)
                 else:
                     self._keep(report)
+                ask = True
                 self.tracker.project(self.study)
         if asked():
             self._wind_down(running)
         self.watch.update(self.study, [])
+
+    def _without_results(self, jobs: Sequence[Job]) -> list[Job]:
+        """Keep the results that are there already, of a driver that died, and return the other jobs."""
+        waiting = []
+        for job in jobs:
+            known = read_json(self.study.files.result(job.fingerprint))
+            if known is None:
+                waiting.append(job)
+            else:
+                self._keep(JobReport(job, read_results(known)))
+        return waiting
 
     def _wind_down(self, running: dict[str, Job]) -> None:
         """Wait until what runs has ended or saved a checkpoint, keep what ended, and stop.
@@ -341,7 +392,7 @@ class _Service:
         if job.kind == "train" and ids:
             self.study.set_status(ids, Status.RUNNING)
 
-    def _may_retry(self, report: JobReport, attempts: dict[str, int]) -> bool:
+    def _may_retry(self, report: JobReport, attempts: Counter[str]) -> bool:
         ids = [t.id for t in report.job.trials if self.study.trial(t.id).status is Status.RUNNING]
         self.study.set_status(ids, Status.FAILED, report.error)
         attempts[report.job.fingerprint] += 1
