@@ -51,8 +51,7 @@ format:
 
 # Real damage on real Ray and MLflow, and 10,000 damaged files per reader (docs/reliability.md).
 test-faults: setup-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/property/test_study_machine.py -m ""
-	OMP_NUM_THREADS=1 FUZZ_INPUTS=10000 $(BIN)/python -m pytest tests/fuzz
+	OMP_NUM_THREADS=1 FUZZ_INPUTS=10000 $(BIN)/python -m pytest tests/faults tests/property/test_study_machine.py tests/fuzz -m "" -n 2 --dist loadgroup
 
 # The documentation as a site, in build/site; a link that leads nowhere is an error.
 docs: setup

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,17 @@ from .processes import SECONDS, command_line
 from .real import write_study
 from .synthetic import outcome
 
-LINES = pytest.StashKey[list[str]]()
+HERE, FAULT = Path(__file__).parent, "fault"
+
+
+def pytest_collection_modifyitems(items):
+    """Keep what starts a Ray in one process, and begin with it, as it takes longest; other tests keep their places."""
+    places = [place for place, item in enumerate(items) if item.path.is_relative_to(HERE)]
+    ordered = sorted((items[place] for place in places), key=lambda item: item.get_closest_marker("ray") is None)
+    for place, item in zip(places, ordered, strict=True):
+        items[place] = item
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @dataclass
@@ -37,20 +48,22 @@ def fault(request):
 
     @contextmanager
     def note(what, times=1):
-        told, lines = Told(what, times), request.config.stash.setdefault(LINES, [])
+        told, verdict = Told(what, times), "ok"
         try:
             yield told
         except BaseException:
-            told.lost = "see the failure"
-            lines.append(told.line("FAILED"))
+            told.lost, verdict = "see the failure", "FAILED"
             raise
-        lines.append(told.line("ok"))
+        finally:
+            request.node.user_properties.append((FAULT, told.line(verdict)))
 
     return note
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    lines = config.stash.get(LINES, [])
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    ended = [report for report in reports if getattr(report, "when", None) == "call"]
+    lines = [line for report in ended for kind, line in report.user_properties if kind == FAULT]
     if lines:
         terminalreporter.section("faults")
         for line in lines:
