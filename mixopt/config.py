@@ -212,7 +212,7 @@ class SearchConfig(_Section):
     batch_size: int = Field(6, ge=1, description="trials proposed at a time")
     synchronous: bool = Field(
         True,
-        description="propose when the whole batch has ended: the same ledger on any machine; false: as soon as a worker is free",
+        description="propose when the whole batch has ended: the same ledger on any machine; false: before a worker idles",
     )
     budget: float = Field(
         12.0, ge=0, description="of the search, in runs at the top rung; experts and validation are extra"

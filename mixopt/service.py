@@ -46,8 +46,8 @@ class Plan:
         predictor: Opens the MDE of the experts' scores; None when there are no experts.
         unscored: Finished experts that lack scores on some evaluation set.
         batch_size: Trials proposed at a time.
-        synchronous: Whether a whole batch ends before the next is proposed; else a free worker gets the next
-            trials at once.
+        synchronous: Whether a whole batch ends before the next is proposed; else one job more than there are
+            workers is proposed at any time.
         baselines: {label: mixture} compared with the recommendation.
         validation_seeds: Runs per contender.
         stack: Most trials in one job.
@@ -332,23 +332,23 @@ class _Service:
 
         Args:
             jobs: What to begin with.
-            more: Asked for further jobs when a worker has none: at the start, and again after each report.
+            more: Asked for further jobs when none is waiting, also while all workers train, so that
+                whoever ends first finds one; and again after each report.
         """
         waiting, running = self._without_results(jobs), dict[str, Job]()
         attempts: Counter[str] = Counter()
         self.tracker.project(self.study)
         ask = True
         while (waiting or running or ask) and not asked():
-            while len(running) < self.executor.slots:
-                if not waiting and ask:
-                    waiting = self._without_results(more())
-                    ask = bool(waiting)
-                if not waiting:
-                    break
+            if ask and not waiting:
+                further = more()
+                waiting, ask = self._without_results(further), bool(further)
+            if waiting and len(running) < self.executor.slots:
                 job = waiting.pop(0)
                 self._mark_running(job)
                 running[job.fingerprint] = job
                 self.executor.submit(job)
+                continue
             self.watch.update(self.study, list(running.values()))
             for report in self.executor.collect(_POLL_SECONDS):
                 del running[report.job.fingerprint]

@@ -161,11 +161,11 @@ class Market:
 
     def _fresh(self, beliefs: Beliefs, normals: Tensor) -> Iterable[tuple[Action, Array]]:
         """Yield per rung the best action of the pool, and (R, K) points to refine it from."""
+        able = beliefs.may_be_best(beliefs.pool).numpy()
         for rung in self.ladder:
             if not self.affords(rung.cost) or rung.name in self.dropped:
                 continue
             gains = self._gains(beliefs, normals, rung.name)
-            able = beliefs.may_be_best(beliefs.pool).numpy()
             open_points = [
                 i
                 for i in np.argsort(-gains, kind="stable")

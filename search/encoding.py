@@ -6,8 +6,9 @@ predictor knows, M mixtures, N observations. Nothing is fitted here.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,22 +34,29 @@ NUM_SCALE_SAMPLES = 256
 # accuracies 0.003 to 0.012 (four replicates of our own runs).
 LEAST_SCALE = 0.01
 _LEAST_SPREAD = 1e-6  # of mixtures: below, they are all the same one
+_REMEMBERED = 64  # arrays of mixtures whose predictions are kept
 
 
 class _Predict(torch.autograd.Function):
     """A NumPy predictor as a differentiable step: (M, K) weights -> (M, J) columns."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, predictor: Predictor) -> Tensor:
+    def forward(ctx: Any, weights: Tensor, predictor: Predictor, memory: OrderedDict[bytes, Array]) -> Tensor:
         points = _on_simplex(weights.detach().numpy())
         ctx.points, ctx.predictor, ctx.slopes = points, predictor, None
-        return torch.tensor(predictor.predict(points), dtype=torch.float64)
+        # One decision asks for the same pool under every rung, every link and every pending run.
+        key = points.tobytes()
+        if key not in memory:
+            memory[key] = predictor.predict(points)
+            while len(memory) > _REMEMBERED:
+                memory.popitem(last=False)
+        return torch.tensor(memory[key], dtype=torch.float64)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         if ctx.slopes is None:  # columns are differentiated one by one, the predictor only once
             ctx.slopes = ctx.predictor.gradient(ctx.points)
-        return torch.tensor(np.einsum("mj,mjk->mk", grads[0].numpy(), ctx.slopes), dtype=torch.float64), None
+        return torch.tensor(np.einsum("mj,mjk->mk", grads[0].numpy(), ctx.slopes), dtype=torch.float64), None, None
 
 
 def _on_simplex(weights: Array) -> Array:
@@ -92,6 +100,7 @@ class Encoder:
     mean: Array
     unit: float
     width: float
+    _memory: OrderedDict[bytes, Array] = field(default_factory=OrderedDict, init=False, repr=False)
 
     @classmethod
     def of(cls, predictor: Predictor | None, constraints: Constraints, seed: int, pool: Pool | None = None) -> Encoder:
@@ -126,7 +135,7 @@ class Encoder:
         linear = (weights - torch.tensor(self.mean)) / self.width
         if self.predictor is None:
             return Encoded(inputs, linear, torch.zeros(len(weights), 0, dtype=torch.float64))
-        return Encoded(inputs, linear, _Predict.apply(weights, self.predictor))  # type: ignore[no-untyped-call]
+        return Encoded(inputs, linear, _Predict.apply(weights, self.predictor, self._memory))  # type: ignore[no-untyped-call]
 
 
 def _input_map(weights: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """What a Ray worker finds when it starts, and when it gets its work."""
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from mixopt.protocols import Job, TrialResult
 from mixopt.ray_executor import RayExecutor
 from mixopt.search.problems import SyntheticEvaluator
 from mixopt.service import run_study
+from mixopt.storage import read_json
 from mixopt.study import Study
 from mixopt.tracking import NullTracker
 from tests.unit.mixopt.synthetic_study import LADDER, PROBLEM, a_plan, events
@@ -52,7 +52,7 @@ class HoldsTheFirst(SyntheticEvaluator):
 
 
 def _others_ended(directory):
-    results = [json.loads(path.read_text()) for path in directory.glob("jobs/*/result.json")]
+    results = [read_json(path) for path in directory.glob("jobs/*/result.json")]
     return sum(result[0]["trial"].startswith("search") for result in results) >= 4
 
 
