@@ -50,6 +50,7 @@ class _Predict(torch.autograd.Function):
             memory[key] = predictor.predict(points)
             while len(memory) > _REMEMBERED:
                 memory.popitem(last=False)
+        memory.move_to_end(key)
         return torch.tensor(memory[key], dtype=torch.float64)
 
     @staticmethod
