@@ -57,6 +57,7 @@ RECOMMENDATION = record(
     support=several(TEXT),
     recommended_by=TEXT,
     reason=TEXT,
+    best_probability=NUMBER_OR_NULL,
     weights=WEIGHTS,
 )
 ROLE_COUNTS = by_name(by_name(COUNT), "{role: {status: trials}}")

@@ -152,6 +152,10 @@ def _losses(study: Study, summary: dict[str, Any], unit: str) -> Iterator[Render
             f"With probability 0.95 no mixture is better by more than {recommendation.regret_bound:.4f} {unit}, "
             "under the surrogate."
         )
+    if recommendation and recommendation.best_probability is not None:
+        yield Text(
+            f"It is the best but for the noise of one run with probability {recommendation.best_probability:.2f}."
+        )
 
 
 def _places(location: Location, summary: dict[str, Any]) -> Iterator[RenderableType]:

@@ -118,6 +118,7 @@ class Desk:
             mean={name: _finite(value) for name, value in found.mean.items()},
             std={name: _finite(value) for name, value in found.std.items()},
             regret_bound=None if found.regret_bound is None else _finite(found.regret_bound),
+            best_probability=found.best_probability,
             support=list(found.support),
             recommended_by=found.recommended_by,
             reason=found.reason,

@@ -181,6 +181,9 @@ class Recommended(_Answer):
     regret_bound: float | None = Field(
         description="with probability 0.95 no feasible mixture is better by more, under the surrogate"
     )
+    best_probability: float | None = Field(
+        description="that no feasible mixture is better by more than the noise of one run, under the surrogate"
+    )
     support: list[str] = Field(description="runs it rests on")
     recommended_by: str = Field(description="name of the optimizer")
     reason: str = Field(description="how it was chosen, in words")

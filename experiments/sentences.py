@@ -185,7 +185,10 @@ def _how_sure(study: Study) -> str:
     said = f"Predicted {advice.mean['objective']:.4f} ± {advice.std.get('objective', math.nan):.4f} {unit}"
     if advice.regret_bound is None:
         return f"{said}; {advice.recommended_by} does not say how much better another mixture may be."
-    return f"{said}; with probability 0.95 no mixture is better by more than {advice.regret_bound:.4f}, if the surrogate is right."
+    said += f"; with probability 0.95 no mixture is better by more than {advice.regret_bound:.4f}"
+    if advice.best_probability is not None:
+        said += f", with probability {advice.best_probability:.2f} none by more than the noise of one run"
+    return f"{said}, if the surrogate is right."
 
 
 def _what_cost(study: Study) -> str:

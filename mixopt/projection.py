@@ -168,6 +168,7 @@ def study_points(study: Study, objectives: Mapping[tuple[str, str], float | None
         values["predicted_objective"] = advice.mean.get("objective", math.nan)
         values["predicted_std"] = advice.std.get("objective", math.nan)
         values["regret_bound"] = math.nan if advice.regret_bound is None else advice.regret_bound
+        values["best_probability"] = math.nan if advice.best_probability is None else advice.best_probability
         points += [(key, float(value), len(done)) for key, value in values.items()]
     return points
 
@@ -203,6 +204,8 @@ def _recommendation_lines(study: Study) -> list[str]:
     rows = [f"| {name} | {w:.3f} | {natural.get(name, 0.0):.3f} |" for name, w in advice.mixture.as_dict().items()]
     mean, std = advice.mean.get("objective"), advice.std.get("objective")
     sure = "" if mean is None or std is None else f"Predicted objective {mean:.4f} ± {std:.4f}. "
-    bound = "" if advice.regret_bound is None else f"Regret bound {advice.regret_bound:.4f} (95 %)."
+    bound = "" if advice.regret_bound is None else f"Regret bound {advice.regret_bound:.4f} (95 %). "
+    if advice.best_probability is not None:
+        bound += f"Best but for the noise of one run with probability {advice.best_probability:.2f}."
     table = ["| domain | recommended | natural |", "|---|---|---|", *rows]
     return [*table, "", f"{sure}{bound}", "", f"By {advice.recommended_by}: {advice.reason}"]

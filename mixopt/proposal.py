@@ -65,6 +65,9 @@ class Recommendation:
         support: Ids of the trials it rests on.
         recommended_by: Name of the optimizer.
         reason: How it was chosen, in words.
+        best_probability: That no feasible mixture is better by more than the noise of one run at
+            the target (a standard deviation between seeds), under the surrogate. None where the
+            optimizer has none.
     """
 
     mixture: Mixture
@@ -75,6 +78,7 @@ class Recommendation:
     support: tuple[str, ...]
     recommended_by: str
     reason: str = ""
+    best_probability: float | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """Return the weights, a row per domain: `domain`, `weight`."""
@@ -91,6 +95,8 @@ class Recommendation:
             if self.regret_bound is None
             else f"; with probability 0.95 none is better by more than {self.regret_bound:.4f}"
         )
+        if self.best_probability is not None:
+            bound += f"; with probability {self.best_probability:.2f} it is the best but for the noise of one run"
         note = f"Predicted at {self.fidelity}: {', '.join(said) or 'nothing'}{bound}. {self.reason}"
         shares = [(name, f"{weight:.4f}") for name, weight in rows]
         return html_table(f"Recommended by {self.recommended_by}", ("domain", "share of tokens"), shares, note=note)

@@ -126,6 +126,18 @@ class Beliefs:
         ]
         return reduce_tensor(self.reduction, torch.stack(draws, dim=-1)) + self.penalties
 
+    def run_noise(self) -> float:
+        """Return the standard deviation of the objective of one run at the target, between seeds."""
+        best = int(self.objective().argmin())
+        rows = [rows.select(torch.tensor([best])) for rows in self.rows]
+        stds = [
+            column.deviation * column.posterior.kernel.noise(row).sqrt()
+            for column, row in zip(self.columns, rows, strict=True)
+        ]
+        normals = antithetic_normals(_BAR_SAMPLES, len(self.columns), _BAR_SEED)
+        shown = self.means[best] + (normals @ self.shared.T) * torch.cat(stds)
+        return float(reduce_tensor(self.reduction, shown).std(correction=0))
+
     @cached_property
     def shared(self) -> Tensor:
         """(J, J) root of the correlation: times independent normals, it gives correlated ones."""

@@ -38,7 +38,7 @@ from .encoding import Encoder, Evidence
 from .initial import Slot, affordable, block_size, initial_design, listed_design
 from .links import unproven
 from .pool import Pool
-from .posterior import best_mixture, make_pool, predict, regret_bound, scored
+from .posterior import REGRET_LEVEL, best_mixture, make_pool, possible_regrets, predict, scored
 from .surrogate import Fit, Surrogate
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,8 @@ class MultiFidelityOptimizer:
             state.surrogate, self.objective, mixture.weights[None], rung=len(self.ladder) - 1, seed=self.seed
         )
         names = [*self.objective.columns, "objective"]
-        bound = regret_bound(state.beliefs, mixture.weights, seed=seeding.derive(self.seed, "regret"))
+        regrets = possible_regrets(state.beliefs, mixture.weights, seed=seeding.derive(self.seed, "regret"))
+        bound = float(np.quantile(regrets, REGRET_LEVEL))
         support = self._support(history)
         knows = self._optimum is not None and not self._abandons(state.surrogate)
         return Recommendation(
@@ -135,6 +136,7 @@ class MultiFidelityOptimizer:
             support=support,
             recommended_by=self.name,
             reason="; ".join([_reason(len(support), knows, bound), *self._doubts(state.surrogate)]),
+            best_probability=float(np.mean(regrets <= state.beliefs.run_noise())),
         )
 
     def predict(self, history: History, mixtures: Sequence[Mixture], *, fidelity: str) -> Prediction:

@@ -121,8 +121,8 @@ def make_pool(constraints: Constraints, anchors: Array, observed: Array, seed: i
     return np.concatenate([anchors, distinct.reshape(-1, anchors.shape[-1]), *clouds, filling])
 
 
-def regret_bound(beliefs: Beliefs, weights: Array, *, seed: int) -> float:
-    """Return the 0.95 quantile of how much better the best pool mixture is than `weights`.
+def possible_regrets(beliefs: Beliefs, weights: Array, *, seed: int) -> Array:
+    """Return (512,) samples of how much better the best pool mixture is than `weights`.
 
     Joint posterior samples at the target rung, penalty included; objective units, >= 0.
 
@@ -134,5 +134,4 @@ def regret_bound(beliefs: Beliefs, weights: Array, *, seed: int) -> float:
     own = int((beliefs.pool - torch.tensor(weights)).abs().sum(-1).argmin())
     with torch.no_grad():
         values = beliefs.samples(NUM_SAMPLES, seed % 2**31)
-    regrets = (values[:, own] - values.min(-1).values).clamp_min(0)
-    return float(torch.quantile(regrets, REGRET_LEVEL))
+    return np.asarray((values[:, own] - values.min(-1).values).clamp_min(0).numpy(), dtype=np.float64)

@@ -220,6 +220,7 @@ def test_recommendations_hold_finite_numbers_only_and_name_their_support(make):
     recommendation = optimizer.recommend(history)
     numbers = [*recommendation.mean.values(), *recommendation.std.values(), recommendation.regret_bound or 0.0]
     assert np.all(np.isfinite(numbers))
+    assert 0 <= (recommendation.best_probability or 0.0) <= 1
     assert all(value >= 0 for value in recommendation.std.values())
     assert columns_of(optimizer) <= set(recommendation.mean)
     assert set(recommendation.support) <= {t.id for t in history.trials if t.role is Role.SEARCH}

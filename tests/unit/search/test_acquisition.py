@@ -218,6 +218,17 @@ def test_samples_have_the_means_and_deviations_of_the_posterior():
     assert torch.allclose(samples.std(0), spread, rtol=0.05)
 
 
+def test_the_noise_of_a_run_is_that_of_its_columns_together():
+    state = replace(beliefs(), correlation=torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64))
+    with torch.no_grad():
+        stds = [
+            c.deviation * float(c.posterior.kernel.noise(r.select(torch.tensor([0]))).sqrt())
+            for c, r in zip(state.columns, state.rows, strict=True)
+        ]
+        expected = 0.5 * np.sqrt(stds[0] ** 2 + stds[1] ** 2 + stds[0] * stds[1])
+        assert state.run_noise() == pytest.approx(expected, rel=0.02)
+
+
 def alternatives(state):
     """The same state with what is believed under links from against the target to almost equal."""
     linked = (tuple(c.linked(torch.tensor([link])) for c in state.columns) for link in (-0.7, 0.3, 0.99))

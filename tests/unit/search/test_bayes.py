@@ -399,6 +399,24 @@ def test_more_target_runs_leave_less_regret_possible():
     assert 0 <= many < few
 
 
+def test_what_is_known_of_all_mixtures_is_surely_the_best_but_for_noise():
+    probabilities = [
+        np.mean(
+            [
+                in_pool(a_case(seed=seed)).recommend(seen(a_case(seed=seed), 8, num)).best_probability
+                for seed in range(4)
+            ]
+        )
+        for num in (1, 20)
+    ]
+    assert 0 < probabilities[0] < 0.9 < probabilities[1] <= 1
+
+
+def test_the_only_candidate_is_the_best():
+    case = a_case(num=1)
+    assert in_pool(case).recommend(seen(case, 0, 1)).best_probability == 1.0
+
+
 def test_a_run_that_failed_is_paid_and_not_bought_again():
     case = a_case()
     (first,) = in_pool(case).propose(seen(case, 8, 4), 1, budget=5.0)
