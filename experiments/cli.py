@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -39,23 +40,29 @@ app = typer.Typer(
     epilog="Start with: mixopt init FOLDER. Completion in your shell: mixopt --install-completion.",
 )
 
-app.command("init", epilog=epilog("init"))(cli_tools.init)
-app.command("check", epilog=epilog("check"))(cli_run.check)
-app.command("run", epilog=epilog("run"))(cli_run.run)
-app.command("status", epilog=epilog("status"))(cli_show.status)
-app.command("predict", epilog=epilog("predict"))(cli_show.predict)
-app.command("suggest", epilog=epilog("suggest"))(cli_external.suggest)
-app.command("tell", epilog=epilog("tell"))(cli_external.tell)
-app.command("serve", epilog=epilog("serve"))(cli_serve.serve)
-app.command("report", epilog=epilog("report"))(cli_show.report)
-app.command("convert", epilog=epilog("convert"))(cli_runs.convert)
-app.command("export", help=cli_export_mixture.help_text(), epilog=epilog("export"))(cli_export_mixture.export)
-app.command("export-model", epilog=epilog("export-model"))(cli_export.export_model)
-app.command("replay", epilog=epilog("replay"))(cli_replay.replay)
-app.command("bench", epilog=epilog("bench"))(cli_bench.bench)
-app.command("dashboard", epilog=epilog("dashboard"))(cli_tools.dashboard)
-app.command("sync", epilog=epilog("sync"))(cli_tools.sync)
-app.command("doctor", epilog=epilog("doctor"))(cli_tools.doctor)
+VERBS: dict[str, Callable[..., None]] = {
+    "init": cli_tools.init,
+    "check": cli_run.check,
+    "run": cli_run.run,
+    "status": cli_show.status,
+    "predict": cli_show.predict,
+    "suggest": cli_external.suggest,
+    "tell": cli_external.tell,
+    "serve": cli_serve.serve,
+    "report": cli_show.report,
+    "convert": cli_runs.convert,
+    "export": cli_export_mixture.export,
+    "export-model": cli_export.export_model,
+    "replay": cli_replay.replay,
+    "bench": cli_bench.bench,
+    "dashboard": cli_tools.dashboard,
+    "sync": cli_tools.sync,
+    "doctor": cli_tools.doctor,
+}
+HELP = {"export": cli_export_mixture.help_text()}  # of verbs whose docstring does not say all
+
+for _name, _verb in VERBS.items():
+    app.command(_name, help=HELP.get(_name), epilog=epilog(_name))(_verb)
 
 
 def _version(wanted: bool) -> None:
