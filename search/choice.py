@@ -120,8 +120,12 @@ class Market:
         """Return the affordable action with the largest gain per charge, or None."""
         if self.listed is not None:
             return self._from_list(self.listed, beliefs, normals)
-        pooled = sorted(self._fresh(beliefs, normals), key=lambda pair: -pair[0].rate)
-        actions = [action for action, _ in pooled] + list(self._continued(beliefs, normals))
+        continued = list(self._continued(beliefs, normals))
+        pooled = list(self._fresh(beliefs, normals, beliefs.may_be_best(beliefs.pool)))
+        if not pooled and not continued:  # all that may be best is being trained
+            pooled = list(self._fresh(beliefs, normals, torch.ones(len(beliefs.pool), dtype=torch.bool)))
+        pooled.sort(key=lambda pair: -pair[0].rate)
+        actions = [action for action, _ in pooled] + continued
         bar = WORTH_REFINING * max((action.rate for action in actions), default=0.0)
         promising = [pair for pair in pooled[:NUM_REFINED_RUNGS] if pair[0].rate >= bar]
         actions = [self._refine(beliefs, normals, *pair) for pair in promising] + actions
@@ -159,9 +163,8 @@ class Market:
         """Whether a mixture is already pending, or failed, at a rung."""
         return any(rung == fidelity and same_mixture(w, weights) for w, rung in self.taken)
 
-    def _fresh(self, beliefs: Beliefs, normals: Tensor) -> Iterable[tuple[Action, Array]]:
-        """Yield per rung the best action of the pool, and (R, K) points to refine it from."""
-        able = beliefs.may_be_best(beliefs.pool).numpy()
+    def _fresh(self, beliefs: Beliefs, normals: Tensor, able: Tensor) -> Iterable[tuple[Action, Array]]:
+        """Yield per rung the best action among the (M,) able ones of the pool, and (R, K) points to refine it from."""
         for rung in self.ladder:
             if not self.affords(rung.cost) or rung.name in self.dropped:
                 continue

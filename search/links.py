@@ -98,9 +98,9 @@ def pool(evidences: Sequence[Array], whole: Array | None = None) -> Pooled:
     means, strata = given @ shown @ common, _strata(common) @ (given @ shown).T
     if whole is None:
         return Pooled(means, _link(common), strata)
-    total = np.exp(
-        _normalized(logsumexp(np.log(common)[:, None] + _normal(GRID[:, None], GRID, WHOLE_SPREAD), 0) + whole)
-    )
+    with np.errstate(divide="ignore"):  # what many columns rule out has probability 0
+        about_whole = np.log(common)
+    total = np.exp(_normalized(logsumexp(about_whole[:, None] + _normal(GRID[:, None], GRID, WHOLE_SPREAD), 0) + whole))
     typical, caps = _link(total), _strata(total) @ shown
     return Pooled(np.minimum(means, typical.mean), typical, np.minimum(strata, caps[:, None]))
 

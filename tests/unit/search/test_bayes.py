@@ -9,6 +9,7 @@ import torch
 from mixopt import Constraints, History, Ladder, Mixture, Objective, Role, Status, Trial
 from mixopt.errors import ConfigError
 from mixopt.runs_table import RunsTable
+from mixopt.search import simplex
 from mixopt.search.baselines import RandomOptimizer
 from mixopt.search.bayes import MultiFidelityOptimizer
 from mixopt.search.catalog import make
@@ -465,3 +466,15 @@ def test_one_batch_keeps_to_the_allowance_of_a_cheap_rung():
     proposals = in_pool(a_case()).propose(History(), 12, budget=9.0)
     before = [p.fidelity for p in proposals].index("top") if "top" in {p.fidelity for p in proposals} else 12
     assert before <= 7
+
+
+def test_a_batch_is_filled_also_when_all_that_may_be_best_is_being_trained():
+    problem = SyntheticProblem.random(40, 2, seed=1, noise=0.001)
+    constraints = Constraints.simplex(problem.domains)
+    runs = [
+        Trial(f"s{i}", Role.SEARCH, Mixture(problem.domains, weights), "top", i, "test")
+        for i, weights in enumerate(simplex.sample(constraints, 60, np.random.default_rng(0)))
+    ]
+    history = finished(History(), runs, SyntheticEvaluator(problem, LADDER))
+    optimizer = mfbo(constraints=constraints, predictor=None, initial=0)
+    assert len(optimizer.propose(history, 4, budget=100.0)) == 4

@@ -190,3 +190,10 @@ def test_a_rung_is_dropped_once_judged_or_beyond_its_allowance(link, spent, targ
     reasons = links.unproven(LADDER, [link], spent=[spent, 0.0], targets=targets, trusted=trusted)
     assert set(reasons) == ({"low"} if dropped else set())
     assert all("low is not bought" in reason and "correlation" in reason for reason in reasons.values())
+
+
+@pytest.mark.filterwarnings("error")
+def test_many_sure_columns_are_pooled_without_a_warning():
+    pooled = links.pool([peaked(1.5, 0.01)] * 40, peaked(1.5, 0.01))
+    assert np.all(np.isfinite(pooled.means))
+    assert pooled.typical.mean == pytest.approx(np.tanh(1.5), abs=0.05)
