@@ -40,11 +40,13 @@ from . import gp
 from .convex import penalty_tensor, reduce_tensor
 from .encoding import Encoded, Encoder
 from .surrogate import Column
+from .witness import Witness
 
 NUM_NORMALS = 128
 _CHUNK = 256
 _PROMISING, _FEW = 48, 8  # mixtures measured by all normals; pairs of normals for the others
 _MAY_BE_BEST = 0.05
+ENOUGH_NATS = 3.0  # 20 to 1, as for the predictor (`doubt.py`)
 _BAR_SAMPLES = 256
 _BAR_SEED = 0
 
@@ -70,6 +72,7 @@ class Beliefs:
         closed: Whether only these may be, not the mixture of any run.
         verified: Indices of the pool's mixtures that were measured at the target.
         alternatives: What would be believed under other links of the cheap rungs, equally probable.
+        witness: What target runs tell of the links; None where they are known, or judged by two runs already.
         rows: Per column, the pool at the target rung.
         halves: Per column, the pool's whitened covariances (N, M).
         means: (M, J) posterior means.
@@ -86,6 +89,7 @@ class Beliefs:
     closed: bool = False
     verified: tuple[int, ...] = ()
     alternatives: tuple[Beliefs, ...] = ()
+    witness: Witness | None = None
     rows: tuple[gp.Prepared, ...] = field(init=False)
     halves: tuple[Tensor, ...] = field(init=False)
     means: Tensor = field(init=False)
@@ -163,7 +167,8 @@ class Beliefs:
         target = self.columns[0].target in rungs
         verified = tuple(sorted({*self.verified, *same})) if target else self.verified
         others = tuple(other.believe(weights, rungs, group) for other in self.alternatives)
-        return replace(self, columns=columns, verified=verified, alternatives=others)
+        witness = self.witness and self.witness.believe(weights, where, group)
+        return replace(self, columns=columns, verified=verified, alternatives=others, witness=witness)
 
     @cached_property
     def yardstick(self) -> Tensor:
@@ -179,13 +184,17 @@ class Beliefs:
     def improvement(self, weights: Tensor, normals: Tensor) -> Tensor:
         """Return (B,) expected improvements of (B, K) mixtures on the yardstick; normals (S, J).
 
-        What a cheap rung's favorite is worth depends on how the rung is linked to the target. The first
-        target run trusts it, the second one doubts it (the lowest of the alternatives): together they
-        tell. Later ones average over what is still possible.
+        What a cheap rung's favorite is worth depends on how the rung is linked to the target: the average
+        over what is still possible. The first target run trusts the cheap rungs; the second one has to
+        tell whether they deserve it. If no mixture's columns would, it is chosen as if they misled (by the
+        lowest of the alternatives): two runs that believe them cannot disagree.
         """
         if self.alternatives:
-            others = self.alternatives[:1] if len(self.verified) == 1 else self.alternatives
-            return torch.stack([other.improvement(weights, normals) for other in others]).mean(0)
+            second = self.witness is not None and len(self.verified) == 1
+            if second and not self._can_tell:
+                return self.alternatives[0].improvement(weights, normals)
+            averaged = torch.stack([other.improvement(weights, normals) for other in self.alternatives]).mean(0)
+            return averaged * self._tells(weights) if second else averaged
         encoded, against = self.encoder.encode(weights), self.yardstick
         terms = [self._contrast(index, encoded) for index in range(len(self.columns))]
         means, stds = (torch.stack([term[i] for term in terms], dim=-1) for i in (0, 1))
@@ -196,6 +205,14 @@ class Beliefs:
             return _expected_positive(-(means @ factors) - drift, ((stds * factors) @ self.shared).norm(dim=-1))
         moved = reduce_tensor(self.reduction, levels + means + (normals @ self.shared.T)[:, None] * stds)
         return (reduce_tensor(self.reduction, levels[None])[0] - moved - drift).clamp_min(0).mean(0)
+
+    @cached_property
+    def _can_tell(self) -> bool:
+        return bool(self._tells(self.pool).any())
+
+    def _tells(self, weights: Tensor) -> Tensor:
+        assert self.witness is not None
+        return self.witness.nats(weights) >= ENOUGH_NATS
 
     def _contrast(self, index: int, encoded: Encoded) -> tuple[Tensor, Tensor]:
         """Return (B,) means and standard deviations of f(a) - f(b) in one column."""

@@ -40,6 +40,7 @@ from .links import unproven
 from .pool import Pool
 from .posterior import REGRET_LEVEL, best_mixture, make_pool, possible_regrets, predict, scored
 from .surrogate import Fit, Surrogate
+from .witness import Witness
 
 logger = logging.getLogger(__name__)
 
@@ -299,7 +300,10 @@ class MultiFidelityOptimizer:
                 verified=tuple(i for i, w in enumerate(pool) if w.tobytes() in measured),
             )
             others = tuple(replace(believed, columns=columns) for columns in surrogate.alternatives(names))
-            return replace(believed, alternatives=others)
+            if not others or len(believed.verified) > 1:
+                return replace(believed, alternatives=others)
+            witness = Witness(self._encoder, tuple(map(surrogate.column, surrogate.pooled)))
+            return replace(believed, alternatives=others, witness=witness)
 
     def _design(self, search: History, num: int) -> list[Slot]:
         """Return the next slots of the initial design, at most `num`."""

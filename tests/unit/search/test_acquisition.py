@@ -9,10 +9,11 @@ import torch
 from mixopt import Constraints, History, Ladder, Mixture, Role, Trial
 from mixopt.convex import KLPenalty, Reduction
 from mixopt.search import simplex
-from mixopt.search.acquisition import NUM_NORMALS, Beliefs, KnowledgeGradient, antithetic_normals
+from mixopt.search.acquisition import ENOUGH_NATS, NUM_NORMALS, Beliefs, KnowledgeGradient, antithetic_normals
 from mixopt.search.encoding import Encoder, Evidence
 from mixopt.search.problems import SyntheticEvaluator, SyntheticPredictor, SyntheticProblem, finished
 from mixopt.search.surrogate import Surrogate
+from mixopt.search.witness import Witness
 
 torch.set_num_threads(1)
 
@@ -246,12 +247,58 @@ def test_a_target_run_is_worth_the_average_over_links(num_verified):
     assert torch.allclose(averaged, expected)
 
 
-def test_the_second_target_run_doubts_the_cheap_rung():
+def with_witness(num_columns, num_verified=1):
+    """Beliefs after 30 cheap runs and one at the target, with what target runs would tell of the cheap rung."""
+    problem = SyntheticProblem.random(4, num_columns, seed=3, noise=0.01)
+    runs = [
+        Trial(f"s{i}", Role.SEARCH, Mixture(problem.domains, w), "low" if i < 30 else "top", i, "t")
+        for i, w in enumerate(points(31, 6).numpy())
+    ]
+    history = finished(History(), runs, SyntheticEvaluator(problem, LADDER))
+    names = tuple(f"loss/e{j}" for j in range(num_columns))
+    encoder, pool = Encoder.of(None, SIMPLEX, 0), points(40, 7)
+    surrogate = Surrogate(encoder, Evidence.of(history, LADDER, problem.domains), names)
+    columns = tuple(map(surrogate.column, names))
+    state = Beliefs(
+        encoder,
+        columns,
+        Reduction(np.full(num_columns, 1 / num_columns), "sum"),
+        KLPenalty(np.full(4, 0.25), 0.0),
+        pool,
+        encoder.encode(pool),
+        torch.eye(num_columns, dtype=torch.float64),
+        verified=tuple(range(num_verified)),
+    )
+    return replace(state, alternatives=alternatives(state), witness=Witness(encoder, columns))
+
+
+def average(state, weights):
+    return torch.stack([other.improvement(weights, NORMALS) for other in state.alternatives]).mean(0)
+
+
+def test_the_second_target_run_is_one_that_tells_whether_the_cheap_rung_knows_anything():
     with torch.no_grad():
-        state = replace(beliefs(), verified=(0,))
-        others, weights = alternatives(state), points(20, 3)
-        found = replace(state, alternatives=others).improvement(weights, NORMALS)
-        assert torch.allclose(found, others[0].improvement(weights, NORMALS))
+        state = with_witness(12)
+        told = state.witness.nats(state.pool) >= ENOUGH_NATS
+        assert bool(told.any())
+        found = state.improvement(state.pool, NORMALS)
+        assert torch.equal(found, torch.where(told, average(state, state.pool), 0.0))
+
+
+def test_where_no_target_run_would_tell_the_second_one_doubts_the_cheap_rung():
+    with torch.no_grad():
+        state = with_witness(1)
+        assert float(state.witness.nats(state.pool).max()) < ENOUGH_NATS
+        found = state.improvement(state.pool, NORMALS)
+        assert torch.equal(found, state.alternatives[0].improvement(state.pool, NORMALS))
+
+
+@pytest.mark.parametrize("num_verified", [0, 2])
+@pytest.mark.parametrize("num_columns", [1, 12])
+def test_other_target_runs_need_not_tell(num_columns, num_verified):
+    with torch.no_grad():
+        state = with_witness(num_columns, num_verified)
+        assert torch.equal(state.improvement(state.pool, NORMALS), average(state, state.pool))
 
 
 def test_what_may_be_best_under_some_link_may_be_bought():
